@@ -1,0 +1,21 @@
+"""The contract of everything that makes positive pairs."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from contrastive.augmentations.key import SampleKey
+
+
+@runtime_checkable
+class MakeViews(Protocol):
+    """Turns a batch of images into views of them, on the images' own device."""
+
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"], key: SampleKey) -> list[Tensor]:
+        """Random views, each float [B, 3, size, size], normalised; sizes may differ between views."""
+        ...
+
+    def evaluation_view(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
+        """The images as an encoder trained on these views wants them: centre-cropped, normalised, not random."""
+        ...

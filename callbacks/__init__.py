@@ -1,0 +1,1 @@
+"""Probes and monitors for any LightningModule that keeps the contract of ``contrastive.module``."""

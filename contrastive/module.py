@@ -1,0 +1,132 @@
+"""What every method shares, and nothing else: views in, loss and features out, one optimizer."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int64, UInt8
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from contrastive.augmentations import MakeViews, SampleKey, views_from
+from contrastive.optim import MakeOptimizer, training_length
+
+Images = UInt8[Tensor, "B 3 H W"]
+Views = Sequence[Float[Tensor, "B 3 _ _"]]
+
+
+class Batch(TypedDict):
+    """What a data loader yields."""
+
+    image: Images
+    index: Int64[Tensor, " B"]
+    label: NotRequired[Int64[Tensor, " B"]]
+
+
+class Step(NamedTuple):
+    """What a method computes on one batch."""
+
+    loss: Float[Tensor, ""]
+    features: Float[Tensor, "VB D"]  # encoder output, V views one after the other; what callbacks look at
+
+
+class ContrastiveModule(pl.LightningModule):
+    """Subclass, build your heads in ``__init__``, and write ``step``.
+
+    Args:
+        encoder: Images [B, 3, H, W] to features [B, D], with ``num_features = D``.
+        make_views: A pipeline of ``contrastive.augmentations``; or any callable from uint8 images to a list of
+            views, which is adapted by ``views_from``.
+        make_optimizer: From ``contrastive.optim``, or any function of (module, TrainingLength).
+        seed: Seeds the augmentations, together with the epoch and each image's index.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        make_views: MakeViews | Callable[[Tensor], Sequence[Tensor]],
+        make_optimizer: MakeOptimizer,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.make_views = make_views if isinstance(make_views, MakeViews) else views_from(make_views)
+        self.make_optimizer = make_optimizer
+        self.seed = seed
+
+    @abstractmethod
+    def step(self, views: Views) -> Step:
+        """Loss and encoder features for one batch of positive pairs."""
+
+    def after_optimizer_step(self) -> None:
+        """Momentum branches move here: called once per optimizer step that really happened."""
+
+    def forward(self, images: Images) -> Float[Tensor, "B D"]:
+        """Features of unaugmented images, uint8 [B, 3, H, W] -> [B, D]."""
+        features: Tensor = self.encoder(self.make_views.evaluation_view(images))
+        return features
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss, and what callbacks look at: detached features, labels, index."""
+        check_batch(batch)
+        key = SampleKey(self.seed, self.current_epoch, batch["index"])
+        loss, features = self.step(self.make_views(batch["image"], key))
+        self.log("train/loss", loss.detach(), batch_size=len(batch["image"]), prog_bar=True)
+        # Lightning detaches only "loss"; features kept attached would hold the graph until the next batch.
+        return {"loss": loss, **_watched(features.detach(), batch)}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Features of unaugmented images, for callbacks to score."""
+        check_batch(batch)
+        return _watched(self(batch["image"]), batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer, one schedule stepped with it."""
+        optimizer, schedule = self.make_optimizer(self, training_length(self.trainer))
+        # The optimizer's own hook and not Lightning's: it is silent when a gradient scaler skips a step.
+        optimizer.register_step_post_hook(lambda *_: self.after_optimizer_step())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def feature_dim(encoder: nn.Module) -> int:
+    """The encoder's feature width D, from ``num_features``, timm's name for it.
+
+    Raises:
+        TypeError: The encoder does not say.
+    """
+    width = getattr(encoder, "num_features", None)
+    if not isinstance(width, int):
+        raise TypeError(
+            f"{type(encoder).__name__} does not say how wide its features are. Use contrastive.encoders, "
+            "timm.create_model(name, num_classes=0), or set encoder.num_features yourself."
+        )
+    return width
+
+
+def check_batch(batch: Any) -> None:
+    """Say what a batch must be, where a tuple or a float image would fail far from its cause.
+
+    Raises:
+        TypeError: The batch is no mapping with a uint8 ``image`` and an ``index``.
+    """
+    if not isinstance(batch, Mapping) or not {"image", "index"} <= batch.keys():
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(
+            f"A batch is a mapping with 'image' and 'index' (and 'label', where known), but the data loader gave {got}. "
+            "Use contrastive.data; contrastive.data.from_dataset adapts any map-style data set."
+        )
+    if batch["image"].dtype != torch.uint8:
+        raise TypeError(
+            f"Images are uint8 [B, 3, H, W] as decoded, but this batch holds {batch['image'].dtype}. "
+            "Leave scaling and normalising to make_views, which do it on the images' device."
+        )
+
+
+def _watched(features: Tensor, batch: Batch) -> dict[str, Tensor]:
+    watched = {"features": features, "index": batch["index"]}
+    if "label" in batch:
+        watched["labels"] = batch["label"]
+    return watched
