@@ -1,0 +1,95 @@
+"""Loaders that start when their first batch is asked for, and that a training resumed inside an epoch goes on with.
+
+Lightning makes a resumed run's first iterator before it tells the sampler the epoch. An ordinary loader's worker
+processes have by then begun to fetch the images of epoch 0.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from contrastive.data.samplers import ExactSampler, TrainSampler
+
+Batch = Mapping[str, Tensor]
+
+
+class EpochLoader:
+    """Base of the loaders: counts the batches it gives, for a checkpoint taken inside an epoch to hold."""
+
+    sampler: Sampler[Any] | Iterable[Any]
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the images that the sampler names now."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many batches this rank gets in a whole epoch."""
+
+    def __iter__(self) -> Any:
+        """One epoch's batches: an iterator of mappings that does nothing before its first batch is asked for."""
+        if not isinstance(self.sampler, TrainSampler):
+            yield from self.batches()
+            return
+        self.sampler.begin()
+        for batch in self.batches():
+            self.sampler.count_batch()
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in which epoch the training is; empty for loaders that do not train."""
+        return self.sampler.state_dict() if isinstance(self.sampler, TrainSampler) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken; an empty state changes nothing."""
+        if state and isinstance(self.sampler, TrainSampler):
+            self.sampler.load_state_dict(state)
+
+
+class WorkerLoader(EpochLoader, DataLoader[Any]):
+    """Images read one by one, in worker processes if asked for; takes the arguments of torch's ``DataLoader``."""
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the images that the sampler names now."""
+        return DataLoader.__iter__(self)
+
+
+class TensorLoader(EpochLoader):
+    """Images that lie in a tensor, picked by the batch on the tensor's own device, without worker processes.
+
+    Args:
+        images: All images of the split, uint8 [N, 3, H, W].
+        labels: Their labels, int64 [N], on the same device, where known.
+        sampler: Yields the images' numbers.
+        batch_size: Images per batch; the last batch may be smaller.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "N 3 H W"],
+        labels: Int64[Tensor, " N"] | None,
+        sampler: TrainSampler | ExactSampler,
+        batch_size: int,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.sampler: TrainSampler | ExactSampler = sampler
+        self.batch_size = batch_size
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the images that the sampler names now."""
+        order = torch.tensor(list(self.sampler), dtype=torch.int64).to(self.images.device)
+        for index in order.split(self.batch_size):
+            batch = {"image": self.images[index], "index": index}
+            if self.labels is not None:
+                batch["label"] = self.labels[index]
+            yield batch
+
+    def __len__(self) -> int:
+        """How many batches this rank gets in a whole epoch."""
+        return -(-len(self.sampler) // self.batch_size)

@@ -1,0 +1,101 @@
+"""What the data modules share: from a number of images to loaders that treat each exactly once."""
+
+from abc import abstractmethod
+
+import pytorch_lightning as pl
+import torch
+
+from contrastive.data.loaders import EpochLoader
+from contrastive.data.samplers import ExactSampler, TrainSampler, even_batch_size, rank_and_world_size
+
+
+class ImageData(pl.LightningDataModule):
+    """Base of the data modules: subclasses say how many images there are and load those a sampler names.
+
+    Batches are mappings: ``image`` uint8 [B, 3, H, W], ``index`` int64 [B] (the image's number in its split, the same
+    in every run), ``label`` int64 [B] where known.
+
+    Args:
+        batch_size: Training images per rank and step.
+        val_batch_size: Validation and bank images per rank and step; as many as in training unless given.
+        seed: Seed of the order of the training images, >= 0.
+    """
+
+    def __init__(self, *, batch_size: int, val_batch_size: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def classes(self) -> list[str] | None:
+        """Names of the classes, in the order of their labels; None where labels are unknown."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, None where labels are unknown."""
+        return None if self.classes is None else len(self.classes)
+
+    @abstractmethod
+    def num_images(self, split: str) -> int:
+        """How many images the split "train" or "val" has."""
+
+    @abstractmethod
+    def load(
+        self, split: str, sampler: TrainSampler | ExactSampler, batch_size: int, *, keep_workers: bool
+    ) -> EpochLoader:
+        """A loader of a split's images, in the sampler's order.
+
+        Args:
+            split: "train" or "val".
+            sampler: Yields the images' numbers.
+            batch_size: Images per batch.
+            keep_workers: Whether worker processes, if there are any, outlive the end of an epoch.
+        """
+
+    def train_dataloader(self) -> EpochLoader:
+        """Training images in an order given by (seed, epoch), each at most once over all ranks, ragged end dropped.
+
+        Raises:
+            ValueError: There are fewer images than one global batch.
+        """
+        rank, world_size = rank_and_world_size()
+        overfitting = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        sampler = TrainSampler(
+            self.num_images("train"),
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            shuffle=not overfitting,  # Lightning promises the same batches every epoch then
+        )
+        return self.load("train", sampler, self.batch_size, keep_workers=True)
+
+    def bank_dataloader(self) -> EpochLoader:
+        """The training images in stored order, each exactly once over all ranks, none dropped.
+
+        Raises:
+            ValueError: There are fewer images than ranks.
+        """
+        return self._exact("train", "training", keep_workers=False)
+
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
+        """The validation images in stored order, each exactly once over all ranks; an empty list where there are none.
+
+        Raises:
+            ValueError: There are fewer images than ranks.
+        """
+        return self._exact("val", "validation", keep_workers=True) if self.num_images("val") else []
+
+    def _exact(self, split: str, what: str, *, keep_workers: bool) -> EpochLoader:
+        rank, world_size = rank_and_world_size()
+        num_images = self.num_images(split)
+        sampler = ExactSampler(num_images, rank=rank, world_size=world_size, what=what)
+        batch_size = even_batch_size(num_images, self.val_batch_size or self.batch_size, world_size)
+        return self.load(split, sampler, batch_size, keep_workers=keep_workers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainer computes; the CPU without a trainer."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
