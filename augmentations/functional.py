@@ -1,0 +1,243 @@
+"""Batched image operations without randomness: every number an operation needs is an argument, one for each image.
+
+Images are float [B, 3, H, W] in [0, 1], float32 or float64, on any device, and are never written to. Each operation
+equals ``torchvision.transforms.v2.functional`` on float images, image by image. None of them lets an image's result
+depend on its neighbours in the batch, not even in the last bit, and none is rounded by autocast: there is no matrix
+product and no convolution in here, and no library reduction whose order of additions changes with the batch size.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+Images = Float[Tensor, "B 3 H W"]
+PerImage = Float[Tensor, " B"]
+
+
+def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Scale uint8 0..255 to float32 0..1; both ends are exact."""
+    return images.to(torch.float32).div_(255)
+
+
+def resized_crop(
+    images: Images,
+    top: Int64[Tensor, " B"],
+    left: Int64[Tensor, " B"],
+    height: Int64[Tensor, " B"],
+    width: Int64[Tensor, " B"],
+    size: tuple[int, int],
+    flip: Bool[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B 3 h w"]:
+    """Crop each image to its own box and resize it, bilinear with antialiasing.
+
+    Equal to ``resized_crop(..., antialias=True)`` and then ``horizontal_flip`` where ``flip`` is set. Flipping costs
+    nothing here: it mirrors where the output pixels look.
+
+    Args:
+        images: float [B, 3, H, W].
+        top: The boxes' first rows, int64 [B], in pixels; the box lies inside the image.
+        left: The boxes' first columns, int64 [B].
+        height: The boxes' heights, int64 [B], at least 1.
+        width: The boxes' widths, int64 [B], at least 1.
+        size: Height and width of the result, in pixels.
+        flip: bool [B], or None for no flips.
+    """
+    batch, channels, image_height, image_width = images.shape
+    rows, row_weights = _taps(top, height, image_height, size[0], images.dtype)  # [B, h, T]
+    columns, column_weights = _taps(left, width, image_width, size[1], images.dtype, flip)  # [B, w, T]
+    # Mixing whole rows of a table is the fast and order-preserving case of a weighted sum, so the image is laid out
+    # as a table of its rows, and then, half resized, as a table of its columns.
+    table = images.transpose(1, 2).reshape(batch * image_height, -1)  # [BH, 3W]
+    table = _mix(table, rows, row_weights).view(batch, size[0], channels, image_width)
+    table = table.permute(0, 3, 2, 1).reshape(batch * image_width, -1)  # [BW, 3h]
+    resized = _mix(table, columns, column_weights).view(batch, size[1], channels, size[0])
+    return resized.permute(0, 2, 3, 1).contiguous()  # [B, 3, h, w]
+
+
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """The middle [B, 3, size, size] of larger images of any dtype, where torchvision's ``CenterCrop`` finds it.
+
+    Raises:
+        ValueError: An image side is shorter than ``size``.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(
+            f"Images of {height} x {width} pixels are smaller than the view's {size} x {size}. "
+            "Make the views for a smaller image_size, or resize the images when they are loaded."
+        )
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return images[..., top : top + size, left : left + size]
+
+
+def horizontal_flip(images: Images) -> Images:
+    """Mirror left and right."""
+    return images.flip(-1)
+
+
+def adjust_brightness(images: Images, factor: PerImage) -> Images:
+    """Scale by ``factor`` >= 0 and clamp: 0 is black, 1 the image."""
+    return (images * _spread(factor)).clamp_(0, 1)
+
+
+def adjust_contrast(images: Images, factor: PerImage) -> Images:
+    """Move away from the image's mean luma by ``factor`` >= 0 and clamp: 0 is flat grey, 1 the image."""
+    mean = _mean_of_each(_luma(images))  # [B]
+    return (images * _spread(factor)).add_(_spread((1 - factor) * mean)).clamp_(0, 1)
+
+
+def adjust_saturation(images: Images, factor: PerImage) -> Images:
+    """Move away from each pixel's luma by ``factor`` >= 0 and clamp: 0 is greyscale, 1 the image."""
+    grey = _luma(images).mul_(_spread(1 - factor))  # [B, 1, H, W]
+    return (images * _spread(factor)).add_(grey).clamp_(0, 1)
+
+
+def adjust_hue(images: Images, shift: PerImage) -> Images:
+    """Turn the hue by ``shift`` full circles, -0.5 <= shift <= 0.5, at the same HSV saturation and value.
+
+    Raises:
+        ValueError: A shift is out of range (looked at on CPU only, where looking does not wait).
+    """
+    _check_range("hue shift", shift, -0.5, 0.5, "One full circle of hue is 1, not 360.")
+    red, green, blue = images.unbind(1)  # [B, H, W]
+    least = torch.minimum(torch.minimum(red, green), blue)
+    most = torch.maximum(torch.maximum(red, green), blue)
+    chroma = most - least
+    safe = torch.where(chroma == 0, 1, chroma)  # a grey pixel has no hue: any will do, but not NaN
+    hue = torch.where(
+        most == red,
+        (green - blue).div_(safe),
+        torch.where(most == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)),
+    )  # in sixths of the circle
+    hue.add_(6 * shift[:, None, None])
+    hue.sub_((hue / 6).floor_().mul_(6))
+    shifted = torch.empty_like(images)
+    # How much of the chroma a hue gives to each channel, a trapezium round the circle.
+    torch.sub((hue - 3).abs_(), 1, out=shifted[:, 0])
+    torch.sub(2, (hue - 2).abs_(), out=shifted[:, 1])
+    torch.sub(2, hue.sub_(4).abs_(), out=shifted[:, 2])
+    return shifted.clamp_(0, 1).mul_(chroma[:, None]).add_(least[:, None])
+
+
+def rgb_to_grayscale(images: Images) -> Images:
+    """Every channel the luma 0.2989 R + 0.587 G + 0.114 B, torchvision's weights."""
+    return _luma(images).expand(-1, 3, -1, -1)
+
+
+def gaussian_blur(images: Images, kernel_size: int, sigma: PerImage) -> Images:
+    """Blur each image with its own Gaussian, cut off at ``kernel_size``; the border is reflected.
+
+    Args:
+        images: float [B, 3, H, W].
+        kernel_size: Odd, in pixels; half of it must be shorter than the image's sides.
+        sigma: Standard deviations > 0 in pixels, [B].
+
+    Raises:
+        ValueError: The kernel is even or too large for the image, or a sigma is not positive (looked at on CPU only).
+    """
+    radius = kernel_size // 2
+    if kernel_size % 2 == 0 or radius >= min(images.shape[-2:]):
+        raise ValueError(
+            f"A blur kernel of {kernel_size} pixels does not fit: it must be odd, and its half shorter than both sides "
+            f"of the image ({images.shape[-2]} x {images.shape[-1]}). Choose a smaller odd kernel_size."
+        )
+    _check_range("sigma", sigma, math.ulp(0.0), math.inf, "To leave an image sharp, leave it out of the call.")
+    distance = torch.arange(radius + 1, dtype=torch.float64, device=images.device)
+    weights = (-0.5 * (distance / sigma.double()[:, None]).square()).exp()  # [B, R + 1]; index 0 is the centre
+    weights = (weights / (2 * weights.sum(1, keepdim=True) - 1)).to(images.dtype)  # weights[:, 0] is 1 before this
+    blurred = _blur_last_axis(F.pad(images, (radius, radius, 0, 0), mode="reflect"), weights)
+    blurred = F.pad(blurred, (0, 0, radius, radius), mode="reflect").transpose(2, 3)
+    return _blur_last_axis(blurred, weights).transpose(2, 3).contiguous()
+
+
+def solarize(images: Images, threshold: PerImage) -> Images:
+    """Invert the pixels at or above ``threshold``."""
+    return torch.where(images >= _spread(threshold), 1 - images, images)
+
+
+def _spread(values: PerImage) -> Float[Tensor, "B 1 1 1"]:
+    return values[:, None, None, None]
+
+
+def _luma(images: Images) -> Float[Tensor, "B 1 H W"]:
+    red, green, blue = images.split(1, dim=1)
+    return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
+
+
+def _mean_of_each(images: Float[Tensor, "B 1 H W"]) -> PerImage:
+    """The mean of each image by halving, since ``mean`` picks its order of additions by the batch size."""
+    total = images.flatten(1)  # [B, HW]
+    count = total.shape[1]
+    while total.shape[1] > 1:
+        half, odd = divmod(total.shape[1], 2)
+        folded = total[:, :half] + total[:, half : 2 * half]
+        if odd:
+            folded[:, 0] += total[:, -1]
+        total = folded
+    return total[:, 0] / count
+
+
+def _taps(
+    start: Int64[Tensor, " B"],
+    length: Int64[Tensor, " B"],
+    available: int,
+    size: int,
+    dtype: torch.dtype,
+    mirror: Bool[Tensor, " B"] | None = None,
+) -> tuple[Int64[Tensor, "B {size} T"], Float[Tensor, "B {size} T"]]:
+    """Which input pixels each output pixel mixes along one axis, and with what weights.
+
+    The weight is a triangle round the output pixel's centre, one input pixel wide on each side when enlarging and one
+    output pixel wide when shrinking: Pillow's and torchvision's antialiased bilinear filter.
+    """
+    extent = length.double()[:, None, None]  # [B, 1, 1]
+    scale = extent / size
+    support = scale.clamp(min=1)
+    center = (torch.arange(size, dtype=torch.float64, device=start.device)[:, None] + 0.5) * scale  # [B, size, 1]
+    if mirror is not None:
+        center = torch.where(mirror[:, None, None], extent - center, center)
+    # An open interval 2 supports long holds at most this many pixel centres. From the shape and not from the boxes:
+    # asking a device for its longest box would wait for it.
+    num_taps = math.ceil(2 * max(available / size, 1))
+    first = (center - support + 0.5).floor().clamp_(min=0)
+    position = first + torch.arange(num_taps, dtype=torch.float64, device=start.device)  # [B, size, T]
+    weights = (1 - (position + 0.5 - center).abs() / support).clamp_(min=0) * (position < extent)
+    total = weights[..., 0]
+    for tap in range(1, num_taps):
+        total = total + weights[..., tap]
+    pixels = torch.minimum(position, extent - 1).long() + start[:, None, None]
+    return pixels, (weights / total[..., None]).to(dtype)
+
+
+def _mix(
+    table: Float[Tensor, "N D"], rows: Int64[Tensor, "B S T"], weights: Float[Tensor, "B S T"]
+) -> Float[Tensor, "BS D"]:
+    """Weighted sums of the rows of B equal parts of a table."""
+    batch, _, num_taps = rows.shape
+    offset = torch.arange(0, len(table), len(table) // batch, device=rows.device)[:, None, None]
+    return F.embedding_bag(
+        (rows + offset).view(-1, num_taps), table, mode="sum", per_sample_weights=weights.view(-1, num_taps)
+    )
+
+
+def _blur_last_axis(padded: Float[Tensor, "B 3 H P"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B 3 H W"]:
+    """Correlate with a symmetric kernel given by its centre and one side."""
+    radius = weights.shape[1] - 1
+    width = padded.shape[-1] - 2 * radius
+    blurred = padded[..., radius : radius + width] * _spread(weights[:, 0])
+    for distance in range(1, radius + 1):
+        before = padded[..., radius - distance : radius - distance + width]
+        after = padded[..., radius + distance : radius + distance + width]
+        blurred.add_((before + after).mul_(_spread(weights[:, distance])))
+    return blurred
+
+
+def _check_range(name: str, values: Tensor, least: float, most: float, advice: str) -> None:
+    if values.device.type != "cpu":  # the operations that follow must not wait for the device
+        return
+    wrong = values[(values < least) | (values > most)]
+    if len(wrong):
+        raise ValueError(f"Each {name} must lie in [{least:g}, {most:g}], but one is {wrong[0].item():g}. {advice}")
