@@ -106,6 +106,20 @@ def feature_dim(encoder: nn.Module) -> int:
     return width
 
 
+def pair(views: Views) -> tuple[Tensor, Tensor]:
+    """The two views of a method that compares two.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    if len(views) != 2:
+        raise ValueError(
+            f"This method compares two views of an image, but make_views gave {len(views)}. "
+            "Use a pipeline of two, such as contrastive.augmentations.moco_v2_views."
+        )
+    return views[0], views[1]
+
+
 def check_batch(batch: Any) -> None:
     """Say what a batch must be, where a tuple or a float image would fail far from its cause.
 
@@ -115,8 +129,8 @@ def check_batch(batch: Any) -> None:
     if not isinstance(batch, Mapping) or not {"image", "index"} <= batch.keys():
         got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise TypeError(
-            f"A batch is a mapping with 'image' and 'index' (and 'label', where known), but the data loader gave {got}. "
-            "Use contrastive.data; contrastive.data.from_dataset adapts any map-style data set."
+            f"A batch is a mapping with 'image' and 'index' (and 'label', where known), but the data loader gave "
+            f"{got}. Use contrastive.data; contrastive.data.from_dataset adapts any map-style data set."
         )
     if batch["image"].dtype != torch.uint8:
         raise TypeError(

@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import Ranks
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -18,3 +21,19 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, unpack, folder, "--per-class", "20"], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two real processes."""
+    ranks = Ranks(2, tmp_path_factory.mktemp("two_ranks"))
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Three real processes."""
+    ranks = Ranks(3, tmp_path_factory.mktemp("three_ranks"))
+    yield ranks
+    ranks.close()

@@ -1,0 +1,64 @@
+"""The few collectives contrastive learning needs; each is the identity on one process."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among the ranks; 0 outside a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(local: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "M *rest"]:
+    """The rows of all ranks in rank order, with exact gradients.
+
+    The gradient of a row is the sum of what every rank's loss says about it. With a local mean as the loss and
+    gradients averaged over ranks, which is what DistributedDataParallel does, the result is the gradient of one
+    process on the joined batch. Every rank must bring the same number of rows.
+    """
+    if world_size() == 1:
+        return local
+    gathered: Tensor = _Gather.apply(local)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.num_rows = len(local)
+        gathered = local.new_empty(world_size() * len(local), *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        start = rank() * ctx.num_rows
+        return total[start : start + ctx.num_rows]
+
+
+def exchange(local: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "B *rest"]:
+    """Cut the rows into one piece a rank; piece q of rank r becomes piece r of rank q. Twice is the identity.
+
+    No gradient flows through it.
+
+    Raises:
+        ValueError: The ranks do not divide the rows.
+    """
+    if world_size() == 1:
+        return local
+    if len(local) % world_size():
+        raise ValueError(f"{len(local)} rows cannot be dealt out evenly over {world_size()} ranks.")
+    received = torch.empty_like(local, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, local.contiguous())
+    return received

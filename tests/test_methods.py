@@ -1,0 +1,220 @@
+"""The contract every method keeps. A new method is one more entry in METHODS."""
+
+import pkgutil
+from collections.abc import Callable
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import contrastive
+from contrastive import methods, recipes
+from contrastive.augmentations import multi_crop_views, simclr_views
+from contrastive.module import ContrastiveModule
+from contrastive.optim import sgd_cosine
+from tests import tiny
+
+METHODS: dict[str, Callable[..., ContrastiveModule]] = {"simclr": tiny.simclr, "moco": tiny.moco}
+every_method = pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
+
+
+def test_every_method_is_tested_exported_and_has_a_recipe() -> None:
+    files = {module.name for module in pkgutil.iter_modules(methods.__path__)}
+    assert files == set(METHODS)
+    all_recipes = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    for name, build in METHODS.items():
+        assert any(recipe.startswith(f"{name}_") for recipe in all_recipes), f"no recipe {name}_*"
+        method = type(build())
+        assert getattr(contrastive, method.__name__) is method
+        assert method.__module__ == f"contrastive.methods.{name}"
+
+
+@every_method
+def test_every_trainable_parameter_gets_a_gradient_and_no_other(build) -> None:
+    module = build()
+    module.step(tiny.views_of(module, tiny.images(16))).loss.backward()
+    for name, parameter in module.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@every_method
+def test_training_lowers_the_loss(build) -> None:
+    pl.seed_everything(0, verbose=False)
+    module = build()
+    views = tiny.views_of(module, tiny.images(16))
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(30):
+        loss = module.step(views).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@every_method
+def test_the_step_hands_detached_features_labels_and_index_to_callbacks(build) -> None:
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append((outputs, batch))
+
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            expected = pl_module(batch["image"])
+            assert outputs["features"].equal(expected)
+            assert outputs["labels"].equal(batch["label"])
+
+    tiny.trainer([Watch()], max_epochs=1).fit(build(), tiny.data())
+    assert len(seen) == 4
+    for outputs, batch in seen:
+        assert len(outputs["features"]) % 16 == 0
+        assert not outputs["features"].requires_grad
+        assert outputs["labels"].equal(batch["label"])
+        assert outputs["index"].equal(batch["index"])
+
+
+@every_method
+def test_two_runs_from_one_seed_are_equal_bit_for_bit(build) -> None:
+    states = []
+    for _ in range(2):
+        pl.seed_everything(0, verbose=False)
+        module = build()
+        tiny.trainer(max_epochs=2).fit(module, tiny.data())
+        states.append(module.state_dict())
+    assert all(states[0][name].equal(states[1][name]) for name in states[0])
+
+
+@every_method
+def test_half_precision_training_runs_and_stays_finite(build) -> None:
+    module = build()
+    tiny.trainer(max_epochs=1, precision="bf16-mixed").fit(module, tiny.data())
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+@every_method
+def test_a_batch_that_is_no_mapping_is_explained(build) -> None:
+    loader = DataLoader(TensorDataset(tiny.images(16), torch.zeros(16)), batch_size=8)
+    with pytest.raises(
+        TypeError, match=r"A batch is a mapping with 'image' and 'index'.*gave list\. Use contrastive\.d"
+    ):
+        tiny.trainer(max_epochs=1).fit(build(), loader)
+
+
+@every_method
+def test_float_images_are_explained(build) -> None:
+    module = build()
+    batch = {"image": torch.rand(4, 3, 8, 8), "index": torch.arange(4)}
+    with pytest.raises(TypeError, match=r"Images are uint8 .* holds torch.float32. Leave scaling"):
+        module.training_step(batch, 0)
+
+
+@every_method
+def test_an_encoder_of_unknown_width_says_what_to_do(build) -> None:
+    with pytest.raises(TypeError, match=r"Flatten does not say how wide.*timm\.create_model"):
+        build(nn.Flatten())
+
+
+@every_method
+def test_any_callable_can_make_the_views(build) -> None:
+    module = build()
+    adapted = type(module)(tiny.ConvEncoder(), lambda images: images.flip(-1), sgd_cosine(0.1))
+    first, second = tiny.views_of(adapted, tiny.images(4))
+    assert first.equal(tiny.images(4).float().flip(-1) / 255)
+    assert second.equal(first)
+
+
+def test_simclr_takes_more_than_two_views() -> None:
+    module = tiny.simclr()
+    first, second = tiny.views_of(module, tiny.images(8))
+    step = module.step([first, second, first.flip(-1)])
+    assert step.features.shape == (24, 16)
+    assert step.loss.isfinite()
+
+
+def test_moco_refuses_more_than_two_views() -> None:
+    module = tiny.moco()
+    module.make_views = multi_crop_views(8, local_size=8)
+    with pytest.raises(ValueError, match=r"compares two views of an image, but make_views gave \d"):
+        module.step(module.make_views(tiny.images(8), contrastive.augmentations.SampleKey(0, 0, torch.arange(8))))
+
+
+def moved(module: ContrastiveModule, before: dict[str, torch.Tensor]) -> bool:
+    now = dict(module.momentum_encoder.named_parameters())
+    return any(not now[name].equal(value) for name, value in before.items())
+
+
+def test_moco_moves_its_copy_once_per_optimizer_step_not_per_batch() -> None:
+    module = tiny.moco(momentum=0.5)
+    moves: list[bool] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.before = {n: p.clone() for n, p in pl_module.momentum_encoder.named_parameters()}
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            moves.append(moved(pl_module, self.before))
+
+    tiny.trainer([Watch()], max_epochs=1, accumulate_grad_batches=2).fit(module, tiny.data())
+    assert moves == [False, True, False, True]
+
+
+def test_moco_follows_by_equation_2() -> None:
+    module = tiny.moco(momentum=0.75)
+    expected = [p.clone() for p in module.momentum_projector.parameters()]
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            for e, q in zip(expected, pl_module.projector.parameters(), strict=True):
+                e.copy_(0.75 * e + 0.25 * q.detach())
+
+    tiny.trainer([Watch()], max_epochs=1).fit(module, tiny.data())
+    for e, k in zip(expected, module.momentum_projector.parameters(), strict=True):
+        torch.testing.assert_close(e, k)
+
+
+def test_moco_stays_where_it_is_when_the_gradient_scaler_skips_a_step() -> None:
+    module = tiny.moco(momentum=0.5)
+    tiny.trainer(max_epochs=1).fit(module, tiny.data())  # attaches a trainer, which configure_optimizers asks
+    optimizer = module.configure_optimizers()["optimizer"]
+    scaler = torch.amp.GradScaler("cpu")
+    for poison, expected in [(float("inf"), False), (1.0, True)]:
+        before = {n: p.clone() for n, p in module.momentum_encoder.named_parameters()}
+        loss = module.step(tiny.views_of(module, tiny.images(8))).loss
+        optimizer.zero_grad()
+        scaler.scale(loss * poison).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert moved(module, before) == expected
+
+
+def test_moco_enqueues_the_keys_after_the_loss() -> None:
+    module = tiny.moco(queue_size=16)
+    views = tiny.views_of(module, tiny.images(16))
+    with torch.no_grad():
+        module.step(views)
+        keys = module.queue.rows.clone()  # the queue now holds the keys of these very images, all 16 of them
+        fresh = tiny.moco(queue_size=16)
+        fresh.load_state_dict(module.state_dict())
+        with_own_keys_as_negatives = fresh.step(views).loss
+        fresh.load_state_dict(module.state_dict())
+        fresh.queue.rows.copy_(-keys)
+        with_far_negatives = fresh.step(views).loss
+    assert with_far_negatives < with_own_keys_as_negatives
+
+
+def test_moco_refuses_synchronised_batch_norm() -> None:
+    module = tiny.moco()
+    module.encoder[1] = nn.SyncBatchNorm(16)
+    with pytest.raises(ValueError, match=r"query and key would carry the same statistics\. Remove sync_batchnorm"):
+        tiny.trainer(max_epochs=1).fit(module, tiny.data())
+
+
+def test_the_seed_decides_the_augmentations() -> None:
+    views = simclr_views(8)
+    one, same, other = (contrastive.SimCLR(tiny.ConvEncoder(), views, sgd_cosine(0.1), seed=seed) for seed in (1, 1, 2))
+    assert tiny.views_of(one, tiny.images(4))[0].equal(tiny.views_of(same, tiny.images(4))[0])
+    assert not tiny.views_of(one, tiny.images(4))[0].equal(tiny.views_of(other, tiny.images(4))[0])

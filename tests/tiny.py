@@ -1,0 +1,89 @@
+"""Networks, images and trainers small enough for a test."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from contrastive import MoCo, SimCLR
+from contrastive.augmentations import SampleKey, moco_v2_views, simclr_views
+from contrastive.data import TensorImages
+from contrastive.heads import mlp
+from contrastive.module import ContrastiveModule
+from contrastive.optim import sgd_cosine
+
+
+class ConvEncoder(nn.Sequential):
+    """[B, 3, H, W] to [B, 16], with BatchNorm."""
+
+    num_features = 16
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+
+
+class DenseEncoder(nn.Sequential):
+    """[B, 3, 8, 8] to [B, 16], without BatchNorm: what an image becomes does not depend on its batch."""
+
+    num_features = 16
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 24), nn.Tanh(), nn.Linear(24, 16))
+
+
+def simclr(encoder: nn.Module | None = None, **options: Any) -> SimCLR:
+    """A SimCLR on 8x8 images."""
+    views = simclr_views(8, strength=0.5, blur=False)
+    return SimCLR(encoder or ConvEncoder(), views, sgd_cosine(0.1), hidden_dim=32, projection_dim=8, **options)
+
+
+def moco(encoder: nn.Module | None = None, **options: Any) -> MoCo:
+    """A MoCo on 8x8 images."""
+    settings = {"queue_size": 48, "projection_dim": 8, "batch_norm_groups": 4, "momentum": 0.9} | options
+    return MoCo(encoder or ConvEncoder(), moco_v2_views(8), sgd_cosine(0.1), **settings)
+
+
+def without_batch_norm(module: ContrastiveModule) -> ContrastiveModule:
+    """The same, its projector too without BatchNorm."""
+    if isinstance(module, SimCLR):
+        module.projector = mlp(16, 32, 8, norm=False)
+    return module
+
+
+def images(count: int = 64, size: int = 8) -> Tensor:
+    """Images, uint8 [count, 3, size, size]: a colour gradient each, so that views of one resemble each other."""
+    generator = torch.Generator().manual_seed(7)
+    corners = torch.rand(count, 3, 2, 2, generator=generator) * 255
+    return nn.functional.interpolate(corners, size=size, mode="bilinear", align_corners=True).to(torch.uint8)
+
+
+def data(count: int = 64, batch_size: int = 16, num_classes: int = 4, **options: Any) -> TensorImages:
+    """A data module of such images, the labels in turn."""
+    labels = torch.arange(count) % num_classes
+    return TensorImages(
+        images(count), labels, images(count)[: count // 2], labels[: count // 2], batch_size=batch_size, **options
+    )
+
+
+def trainer(callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
+    """A trainer that prints nothing and writes nothing."""
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **(defaults | settings))
+
+
+def views_of(module: ContrastiveModule, batch: Tensor, *, first_index: int = 0) -> list[Tensor]:
+    """The views that ``module`` makes of ``batch`` in its first epoch."""
+    index = torch.arange(first_index, first_index + len(batch))
+    return list(module.make_views(batch, SampleKey(module.seed, 0, index)))
