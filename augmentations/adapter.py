@@ -2,9 +2,10 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from contrastive.augmentations.functional import to_float
 from contrastive.augmentations.key import SampleKey
 from contrastive.augmentations.views import check_images, check_key
 
-Transform = Callable[[Tensor], Tensor | Sequence[Tensor]]
+Transform = Callable[[Tensor], Any]  # a view or several; what it really returned is checked at each call
 
 
 def views_from(
@@ -44,7 +45,7 @@ def views_from(
     if not callable(transform):
         raise TypeError(
             f"make_views is a {type(transform).__name__}, which cannot be called. Give a pipeline of "
-            "contrastive.augmentations, or a callable from float images [B, 3, H, W] in [0, 1] to a view or a list of views."
+            "contrastive.augmentations, or a callable from float images [B, 3, H, W] in [0, 1] to one or more views."
         )
     if num_views < 1:
         raise ValueError(f"num_views={num_views} makes no view. Contrastive methods compare at least two.")
@@ -76,7 +77,7 @@ class TransformViews:
             torch.autocast(device.type, enabled=False),
             torch.no_grad(),
         ):
-            views = self._views(to_float(images))
+            views = self._views(images)
         for view in views:
             _check_view(view, len(images))
         return views
@@ -93,15 +94,11 @@ class TransformViews:
         return scaled if self.evaluation is None else self.evaluation(scaled)
 
     def _views(self, images: Tensor) -> list[Tensor]:
-        first = self.transform(images)
-        if not isinstance(first, Tensor):
+        # Scaled anew for each call: a transform may write to its input, or return it.
+        first = self.transform(to_float(images))
+        if isinstance(first, list | tuple):
             return list(first)
-        views = [first]
-        for _ in range(self.num_views - 1):
-            again = self.transform(images)
-            assert isinstance(again, Tensor)
-            views.append(again)
-        return views
+        return [first, *(self.transform(to_float(images)) for _ in range(self.num_views - 1))]
 
 
 def _rank() -> int:
@@ -123,7 +120,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             if devices:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)

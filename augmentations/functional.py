@@ -101,12 +101,12 @@ def adjust_hue(images: Images, shift: PerImage) -> Images:
     Raises:
         ValueError: A shift is out of range (looked at on CPU only, where looking does not wait).
     """
-    _check_range("hue shift", shift, -0.5, 0.5, "One full circle of hue is 1, not 360.")
+    _refuse(shift, ~(shift.abs() <= 0.5), "A hue shift must lie in [-0.5, 0.5] full circles: divide degrees by 360")
     red, green, blue = images.unbind(1)  # [B, H, W]
     least = torch.minimum(torch.minimum(red, green), blue)
     most = torch.maximum(torch.maximum(red, green), blue)
     chroma = most - least
-    safe = torch.where(chroma == 0, 1, chroma)  # a grey pixel has no hue: any will do, but not NaN
+    safe = chroma.clamp(min=torch.finfo(images.dtype).tiny)  # a grey pixel has no hue: any will do, but not NaN
     hue = torch.where(
         most == red,
         (green - blue).div_(safe),
@@ -127,13 +127,13 @@ def rgb_to_grayscale(images: Images) -> Images:
     return _luma(images).expand(-1, 3, -1, -1)
 
 
-def gaussian_blur(images: Images, kernel_size: int, sigma: PerImage) -> Images:
+def gaussian_blur(images: Images, sigma: PerImage, kernel_size: int) -> Images:
     """Blur each image with its own Gaussian, cut off at ``kernel_size``; the border is reflected.
 
     Args:
         images: float [B, 3, H, W].
-        kernel_size: Odd, in pixels; half of it must be shorter than the image's sides.
         sigma: Standard deviations > 0 in pixels, [B].
+        kernel_size: Odd, in pixels; half of it must be shorter than the image's sides.
 
     Raises:
         ValueError: The kernel is even or too large for the image, or a sigma is not positive (looked at on CPU only).
@@ -144,7 +144,7 @@ def gaussian_blur(images: Images, kernel_size: int, sigma: PerImage) -> Images:
             f"A blur kernel of {kernel_size} pixels does not fit: it must be odd, and its half shorter than both sides "
             f"of the image ({images.shape[-2]} x {images.shape[-1]}). Choose a smaller odd kernel_size."
         )
-    _check_range("sigma", sigma, math.ulp(0.0), math.inf, "To leave an image sharp, leave it out of the call.")
+    _refuse(sigma, ~(sigma > 0), "A blur's sigma must be positive: leave an image that stays sharp out of the batch")
     distance = torch.arange(radius + 1, dtype=torch.float64, device=images.device)
     weights = (-0.5 * (distance / sigma.double()[:, None]).square()).exp()  # [B, R + 1]; index 0 is the centre
     weights = (weights / (2 * weights.sum(1, keepdim=True) - 1)).to(images.dtype)  # weights[:, 0] is 1 before this
@@ -153,9 +153,10 @@ def gaussian_blur(images: Images, kernel_size: int, sigma: PerImage) -> Images:
     return _blur_last_axis(blurred, weights).transpose(2, 3).contiguous()
 
 
-def solarize(images: Images, threshold: PerImage) -> Images:
-    """Invert the pixels at or above ``threshold``."""
-    return torch.where(images >= _spread(threshold), 1 - images, images)
+def solarize(images: Images, threshold: PerImage | float) -> Images:
+    """Invert the pixels at or above ``threshold``, one for each image or one for all."""
+    bright = images >= (threshold if isinstance(threshold, float) else _spread(threshold))
+    return torch.where(bright, 1 - images, images)
 
 
 def _spread(values: PerImage) -> Float[Tensor, "B 1 1 1"]:
@@ -163,7 +164,7 @@ def _spread(values: PerImage) -> Float[Tensor, "B 1 1 1"]:
 
 
 def _luma(images: Images) -> Float[Tensor, "B 1 H W"]:
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
 
 
@@ -218,9 +219,10 @@ def _mix(
     """Weighted sums of the rows of B equal parts of a table."""
     batch, _, num_taps = rows.shape
     offset = torch.arange(0, len(table), len(table) // batch, device=rows.device)[:, None, None]
-    return F.embedding_bag(
+    mixed: Tensor = F.embedding_bag(
         (rows + offset).view(-1, num_taps), table, mode="sum", per_sample_weights=weights.view(-1, num_taps)
     )
+    return mixed
 
 
 def _blur_last_axis(padded: Float[Tensor, "B 3 H P"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B 3 H W"]:
@@ -235,9 +237,7 @@ def _blur_last_axis(padded: Float[Tensor, "B 3 H P"], weights: Float[Tensor, "B 
     return blurred
 
 
-def _check_range(name: str, values: Tensor, least: float, most: float, advice: str) -> None:
-    if values.device.type != "cpu":  # the operations that follow must not wait for the device
-        return
-    wrong = values[(values < least) | (values > most)]
-    if len(wrong):
-        raise ValueError(f"Each {name} must lie in [{least:g}, {most:g}], but one is {wrong[0].item():g}. {advice}")
+def _refuse(values: PerImage, wrong: Bool[Tensor, " B"], rule: str) -> None:
+    # On another device asking would wait for it, and the pipelines draw nothing wrong.
+    if values.device.type == "cpu" and wrong.any():
+        raise ValueError(f"{rule}. One here is {values[wrong][0].item():g}.")

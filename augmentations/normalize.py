@@ -31,7 +31,8 @@ class Normalize:
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """Normalise float images in [0, 1]."""
         mean, std = images.new_tensor([self.mean, self.std])[..., None, None]  # [3, 1, 1] each
-        return (images - mean).div_(std)
+        centered: Tensor = images - mean
+        return centered.div_(std)
 
 
 IMAGENET = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

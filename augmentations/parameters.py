@@ -93,8 +93,9 @@ def _uniform_words(seed: int, epoch: int, index: Integers, view: int) -> Uniform
     """Uniform numbers in [0, 1) with 32 random bits each, [4 blocks, B]."""
     number = index.astype(np.uint64)
     block = (np.uint64(view << 16) | np.arange(_BLOCKS, dtype=np.uint64))[:, None]
-    words = philox4x32(seed, (number & np.uint64(0xFFFFFFFF), number >> np.uint64(32), np.uint64(epoch), block))
-    return np.stack(words, axis=1).reshape(4 * _BLOCKS, -1) * 2.0**-32
+    low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
+    words = philox4x32(seed, (low, high, np.full(1, epoch, dtype=np.uint64), block))
+    return np.stack(words, axis=1).reshape(4 * _BLOCKS, -1).astype(np.float64) * 2.0**-32
 
 
 def _crop_sizes(
@@ -117,7 +118,7 @@ def _crop_sizes(
     widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))  # [10, B]
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.argmax(0)[None]
-    found = fits.any(0)
+    found: Booleans = np.logical_or.reduce(fits, axis=0)
     low, high = spec.ratio
     whole_height = round(width / low) if width / height < low else height
     whole_width = round(height * high) if width / height > high else width

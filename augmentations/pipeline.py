@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,10 +38,17 @@ class ViewPipeline:
     Attributes:
         specs: One for each view; the first one's image_size is also that of the evaluation view.
         normalize: Applied last; None leaves the views in [0, 1].
+
+    Raises:
+        ValueError: No spec.
     """
 
     specs: tuple[ViewSpec, ...]
     normalize: Normalize | None = IMAGENET
+
+    def __post_init__(self) -> None:
+        if len(self.specs) == 0:
+            raise ValueError("A pipeline of 0 views makes nothing. Give one ViewSpec for each view; methods need two.")
 
     def __call__(self, images: Tensor, key: SampleKey) -> list[Tensor]:
         """Make the views.
@@ -91,22 +101,26 @@ def apply_parameters(
 ) -> Float[Tensor, "B 3 {spec.image_size} {spec.image_size}"]:
     """Do to each image what was drawn for it; only the images that drew an operation pay for it."""
 
-    def column(values: Uniform) -> Tensor:
-        return torch.from_numpy(values).to(images.device, images.dtype, non_blocking=True)
+    def here(values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(images.device, non_blocking=True)
 
-    def change(selected: Booleans, operation: Callable[[Tensor, Tensor], Tensor], values: Uniform) -> None:
-        rows = np.flatnonzero(selected)
+    def change(drawn: Booleans, operation: Callable[..., Tensor], *values: Uniform) -> None:
+        rows = np.flatnonzero(drawn)
         if len(rows) == 0:
             return
-        places = torch.from_numpy(rows).to(images.device, non_blocking=True)
-        view.index_copy_(0, places, operation(view.index_select(0, places), column(values[rows])))
+        places = here(rows)
+        view.index_copy_(
+            0, places, operation(view.index_select(0, places), *(here(value[rows]).to(view.dtype) for value in values))
+        )
 
-    box = (parameters.top, parameters.left, parameters.height, parameters.width)
     view = functional.resized_crop(
         images,
-        *(torch.from_numpy(side).to(images.device, non_blocking=True) for side in box),
+        top=here(parameters.top),
+        left=here(parameters.left),
+        height=here(parameters.height),
+        width=here(parameters.width),
         size=(spec.image_size, spec.image_size),
-        flip=torch.from_numpy(parameters.flip).to(images.device, non_blocking=True),
+        flip=here(parameters.flip),
     )
     for step in range(4):
         now = np.where(parameters.jitter, parameters.order[:, step], -1)
@@ -114,12 +128,7 @@ def apply_parameters(
         change(now == CONTRAST, functional.adjust_contrast, parameters.contrast)
         change(now == SATURATION, functional.adjust_saturation, parameters.saturation)
         change(now == HUE, functional.adjust_hue, parameters.hue)
-    change(parameters.grayscale, lambda chosen, _: functional.rgb_to_grayscale(chosen), parameters.hue)
-    change(
-        parameters.blur,
-        lambda chosen, sigma: functional.gaussian_blur(chosen, spec.kernel_size, sigma),
-        parameters.sigma,
-    )
-    threshold = np.full(len(images), spec.solarize_threshold)
-    change(parameters.solarize, functional.solarize, threshold)
+    change(parameters.grayscale, functional.rgb_to_grayscale)
+    change(parameters.blur, partial(functional.gaussian_blur, kernel_size=spec.kernel_size), parameters.sigma)
+    change(parameters.solarize, partial(functional.solarize, threshold=spec.solarize_threshold))
     return view

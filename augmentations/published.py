@@ -62,9 +62,10 @@ def moco_v2_views(
 ) -> ViewPipeline:
     """The views of MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297, section 3).
 
-    They are those of ``--aug-plus`` in facebookresearch/moco: crop to 20-100 % of the area; jitter 0.8 of brightness, contrast and saturation 0.4 and hue 0.1; grayscale 0.2; blur
-    0.5 with sigma 0.1-2.0; flip 0.5. The official code blurs with Pillow, which approximates the Gaussian by box blurs
-    and does not cut it off; ours has SimCLR's kernel. It flips last, which comes to the same.
+    They are those of ``--aug-plus`` in facebookresearch/moco: crop to 20-100 % of the area; jitter 0.8 of brightness,
+    contrast and saturation 0.4 and hue 0.1; grayscale 0.2; blur 0.5 with sigma 0.1-2.0; flip 0.5. The official code
+    blurs with Pillow, which approximates the Gaussian by box blurs and does not cut it off; ours has SimCLR's kernel.
+    It flips last, which comes to the same.
 
     Args:
         image_size: Side of the views, in pixels.
@@ -141,8 +142,8 @@ def multi_crop_views(
     23 pixels at both sizes and sigma 0.1-2.0.
 
     DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294, ``main_dino.py``) has global crops of 40-100 % and 8
-    local ones of 5-40 %, BYOL's jitter, and blur 1.0, 0.1 and 0.5 on the first global, the second global (which it solarizes
-    with 0.2) and the local views: ``ViewPipeline`` takes a ``ViewSpec`` for each.
+    local ones of 5-40 %, BYOL's jitter, and blur 1.0, 0.1 and 0.5 on the first global, the second global (which it
+    solarizes with 0.2) and the local views: ``ViewPipeline`` takes a ``ViewSpec`` for each.
 
     Args:
         image_size: Side of the global views, in pixels.
