@@ -69,6 +69,8 @@ class TensorLoader(EpochLoader):
         batch_size: Images per batch; the last batch may be smaller.
     """
 
+    batch_sampler = None  # Lightning asks every loader that has a sampler
+
     def __init__(
         self,
         images: UInt8[Tensor, "N 3 H W"],
