@@ -63,8 +63,10 @@ def split_batch_norm_(module: nn.Module, num_splits: int) -> None:
             split = SplitBatchNorm2d(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )
-            split.load_state_dict(child.state_dict())
+            for key, value in [*child.named_parameters(), *child.named_buffers()]:
+                setattr(split, key, value)
             split.num_splits = num_splits
+            split.train(child.training)
             setattr(module, name, split)
         elif isinstance(child, nn.BatchNorm2d):
             raise TypeError(

@@ -1,10 +1,14 @@
 """What several test files need: real images where they are at hand."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests are small, and many processes share the cores
+
+import jaxtyping
 import pytest
 
 from tests.ranks import Ranks
@@ -37,3 +41,11 @@ def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     ranks = Ranks(3, tmp_path_factory.mktemp("three_ranks"))
     yield ranks
     ranks.close()
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Turns jaxtyping's hook off, so that wrong types reach the code and its own messages, as they do for users."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

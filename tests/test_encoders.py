@@ -58,6 +58,7 @@ def test_torchvision_models_come_without_a_classifier(name: str, num_features: i
     assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, num_features)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"stem is 'imagenet' or 'small' .*, got 'cifar'"):
         resnet18(stem="cifar")
