@@ -68,7 +68,7 @@ def test_averaged_gradients_equal_one_process_on_the_joined_batch(
     method: str, pool: str, request: pytest.FixtureRequest
 ) -> None:
     ranks: Ranks = request.getfixturevalue(pool)
-    views = torch.randn(2, 24, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    views = torch.randn(2, 72, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected, expected_buffers = step_gradients(method, views)
     for gradients, buffers in ranks(step_gradients, method, views):
         assert gradients.keys() == expected.keys()
