@@ -39,14 +39,8 @@ def views_from(
             such as ``IMAGENET`` where the transform normalises so. None only scales the images to [0, 1].
 
     Raises:
-        TypeError: ``transform`` cannot be called.
         ValueError: ``num_views`` is not positive.
     """
-    if not callable(transform):
-        raise TypeError(
-            f"make_views is a {type(transform).__name__}, which cannot be called. Give a pipeline of "
-            "contrastive.augmentations, or a callable from float images [B, 3, H, W] in [0, 1] to one or more views."
-        )
     if num_views < 1:
         raise ValueError(f"num_views={num_views} makes no view. Contrastive methods compare at least two.")
     return TransformViews(transform, num_views, evaluation)
@@ -93,7 +87,7 @@ class TransformViews:
         scaled = to_float(images)
         return scaled if self.evaluation is None else self.evaluation(scaled)
 
-    def _views(self, images: Tensor) -> list[Tensor]:
+    def _views(self, images: Tensor) -> list[Any]:
         # Scaled anew for each call: a transform may write to its input, or return it.
         first = self.transform(to_float(images))
         if isinstance(first, list | tuple):

@@ -45,16 +45,13 @@ def resized_crop(
         size: Height and width of the result, in pixels.
         flip: bool [B], or None for no flips.
     """
-    batch, channels, image_height, image_width = images.shape
+    image_height, image_width = images.shape[2:]
     rows, row_weights = _taps(top, height, image_height, size[0], images.dtype)  # [B, h, T]
     columns, column_weights = _taps(left, width, image_width, size[1], images.dtype, flip)  # [B, w, T]
-    # Mixing whole rows of a table is the fast and order-preserving case of a weighted sum, so the image is laid out
-    # as a table of its rows, and then, half resized, as a table of its columns.
-    table = images.transpose(1, 2).reshape(batch * image_height, -1)  # [BH, 3W]
-    table = _mix(table, rows, row_weights).view(batch, size[0], channels, image_width)
-    table = table.permute(0, 3, 2, 1).reshape(batch * image_width, -1)  # [BW, 3h]
-    resized = _mix(table, columns, column_weights).view(batch, size[1], channels, size[0])
-    return resized.permute(0, 2, 3, 1).contiguous()  # [B, 3, h, w]
+    # Mixing whole rows is much faster than mixing single pixels, so the columns are laid out as rows in their turn.
+    low = _mix(images.transpose(1, 2), rows, row_weights)  # [B, h, 3, W]
+    low_and_narrow = _mix(low.transpose(1, 3), columns, column_weights)  # [B, w, 3, h]
+    return low_and_narrow.permute(0, 2, 3, 1).contiguous()
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
@@ -214,15 +211,14 @@ def _taps(
 
 
 def _mix(
-    table: Float[Tensor, "N D"], rows: Int64[Tensor, "B S T"], weights: Float[Tensor, "B S T"]
-) -> Float[Tensor, "BS D"]:
-    """Weighted sums of the rows of B equal parts of a table."""
-    batch, _, num_taps = rows.shape
-    offset = torch.arange(0, len(table), len(table) // batch, device=rows.device)[:, None, None]
-    mixed: Tensor = F.embedding_bag(
-        (rows + offset).view(-1, num_taps), table, mode="sum", per_sample_weights=weights.view(-1, num_taps)
-    )
-    return mixed
+    images: Float[Tensor, "B N 3 D"], rows: Int64[Tensor, "B S T"], weights: Float[Tensor, "B S T"]
+) -> Float[Tensor, "B S 3 D"]:
+    """Weighted sums of each image's rows."""
+    batch, num_rows, channels, width = images.shape
+    table = images.reshape(batch * num_rows, channels * width)
+    places = rows + num_rows * torch.arange(batch, device=rows.device)[:, None, None]
+    mixed: Tensor = F.embedding_bag(places.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum")
+    return mixed.view(batch, rows.shape[1], channels, width)
 
 
 def _blur_last_axis(padded: Float[Tensor, "B 3 H P"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B 3 H W"]:

@@ -11,15 +11,15 @@ class Normalize:
     """Subtracts each channel's mean and divides by its standard deviation, both for images in [0, 1].
 
     Attributes:
-        mean: Red, green and blue.
-        std: Red, green and blue, each > 0.
+        mean: Red, green and blue, [3].
+        std: Red, green and blue, [3], each > 0.
 
     Raises:
         ValueError: Not three numbers each, or a standard deviation that is not positive.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
