@@ -1,3 +1,5 @@
 """Data modules: where images come from, in which order, each exactly once."""
 
+from contrastive.data.adapter import from_dataset as from_dataset
+from contrastive.data.image_folders import ImageFolders as ImageFolders
 from contrastive.data.tensor_images import TensorImages as TensorImages

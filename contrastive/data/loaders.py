@@ -5,13 +5,13 @@ processes have by then begun to fetch the images of epoch 0.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from contrastive.data.samplers import ExactSampler, TrainSampler
 
@@ -57,6 +57,46 @@ class WorkerLoader(EpochLoader, DataLoader[Any]):
     def batches(self) -> Iterator[Batch]:
         """The batches of the images that the sampler names now."""
         return DataLoader.__iter__(self)
+
+    def __len__(self) -> int:
+        """How many batches this rank gets in a whole epoch."""
+        return DataLoader.__len__(self)
+
+
+def worker_loader(
+    images: Dataset[Any],
+    sampler: TrainSampler | ExactSampler,
+    batch_size: int,
+    *,
+    num_workers: int,
+    keep_workers: bool,
+    pin_memory: bool,
+    seed: int,
+    collate: Callable[[list[Any]], Any] = default_collate,
+) -> WorkerLoader:
+    """A loader of single images that leaves the global random state alone.
+
+    Args:
+        images: Map-style data set of single images.
+        sampler: Yields the images' numbers.
+        batch_size: Images per batch.
+        num_workers: Worker processes; 0 reads in this process.
+        keep_workers: Whether the workers outlive the end of an epoch.
+        pin_memory: Whether batches lie in page-locked memory, from which a GPU copies without waiting.
+        seed: Seeds what the workers' own random generators start from; without it, torch's global one would be asked.
+        collate: Makes a batch of a list of images.
+    """
+    return WorkerLoader(
+        images,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=isinstance(sampler, TrainSampler),
+        num_workers=num_workers,
+        persistent_workers=keep_workers and num_workers > 0,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed),
+        collate_fn=collate,
+    )
 
 
 class TensorLoader(EpochLoader):

@@ -1,9 +1,11 @@
 """What the data modules share: from a number of images to loaders that treat each exactly once."""
 
+import os
 from abc import abstractmethod
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.data import suggested_max_num_workers
 
 from contrastive.data.loaders import EpochLoader
 from contrastive.data.samplers import ExactSampler, TrainSampler, even_batch_size, rank_and_world_size
@@ -94,6 +96,20 @@ class ImageData(pl.LightningDataModule):
         sampler = ExactSampler(num_images, rank=rank, world_size=world_size, what=what)
         batch_size = even_batch_size(num_images, self.val_batch_size or self.batch_size, world_size)
         return self.load(split, sampler, batch_size, keep_workers=keep_workers)
+
+    @property
+    def loading_processes(self) -> int:
+        """Worker processes per rank unless told otherwise: one core of this rank's share stays free, 8 at most.
+
+        Lightning asks for no more than that share either; beyond 8, workers mostly take memory.
+        """
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.trainer is None else self.trainer.num_devices
+        return min(8, suggested_max_num_workers(ranks_here))
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches go to a CUDA device, as far as is known."""
+        return torch.cuda.is_available() if self.trainer is None else self.device.type == "cuda"
 
     @property
     def device(self) -> torch.device:

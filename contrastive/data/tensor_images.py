@@ -1,7 +1,10 @@
 """Images that fit in memory, kept on the accelerator."""
 
+import time
+
 import torch
 from jaxtyping import Int64, UInt8
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from contrastive.data.loaders import EpochLoader, TensorLoader
@@ -87,6 +90,49 @@ class TensorImages(ImageData):
         self._images[split] = self._images[split].to(self.device)
         self._labels[split] = None if labels is None else labels.to(self.device)
         return TensorLoader(self._images[split], self._labels[split], sampler, batch_size)
+
+
+def as_tensors(data: ImageData) -> TensorImages:
+    """Load every image of a data module once, into tensors: for data sets of a few gigabytes at most.
+
+    An image keeps its ``index``. Every rank loads and keeps all images.
+
+    Args:
+        data: The data module; its loader and its worker processes do the work.
+    """
+    images: dict[str, Tensor] = {}
+    labels: dict[str, Tensor | None] = {}
+    for split in ("train", "val"):
+        if num_images := data.num_images(split):
+            images[split], labels[split] = _load_all(data, split, num_images)
+    return TensorImages(
+        images["train"],
+        labels["train"],
+        images.get("val"),
+        labels.get("val"),
+        classes=data.classes,
+        batch_size=data.batch_size,
+        val_batch_size=data.val_batch_size,
+        seed=data.seed,
+    )
+
+
+def _load_all(data: ImageData, split: str, num_images: int) -> tuple[Tensor, Tensor | None]:
+    start = told = time.perf_counter()
+    images, labels = torch.empty(0), None
+    for batch in data.load(split, ExactSampler(num_images), 256, keep_workers=False):
+        index = batch["index"]
+        if not len(images):
+            images = batch["image"].new_empty(num_images, *batch["image"].shape[1:])
+            labels = index.new_empty(num_images) if "label" in batch else None
+        images[index] = batch["image"]
+        if labels is not None:
+            labels[index] = batch["label"]
+        done, now = int(index[-1]) + 1, time.perf_counter()
+        if now > told + 10 or done == num_images:
+            told = now
+            rank_zero_info(f"{split}: {done} of {num_images} images in memory, {done / (now - start):.0f} images/s")
+    return images, labels
 
 
 def _check(split: str, images: Tensor, labels: Tensor | None, classes: list[str] | None) -> None:

@@ -1,0 +1,241 @@
+"""Folders of image files."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from contrastive.data.check import CheckedImages, check_images
+from contrastive.data.decode import WHITE, NotAnImageError, decode_image, fit_image
+from contrastive.data.files import ImageTree, check_same_classes, existing_folder, list_images
+from contrastive.data.loaders import EpochLoader, worker_loader
+from contrastive.data.module import ImageData
+from contrastive.data.samplers import ExactSampler, TrainSampler, rank_and_world_size
+from contrastive.data.tensor_images import TensorImages, as_tensors
+
+
+class ImageFolders(ImageData):
+    """Image files below a folder: class folders as torchvision has them, or any tree of images without classes.
+
+    Batches lie on the CPU, page-locked where a GPU will fetch them. ``index`` counts ``train_files`` or ``val_files``,
+    which are sorted by name.
+
+    Files whose extension is no image's are left alone and counted. All others are checked at the start, by one process
+    for all ranks: headers are read and ends looked at, which takes about a minute per million files on a local disk.
+    Bad ones are listed and left out, up to ``max_bad_fraction``. Damage in the middle of a file shows only when it is
+    decoded, which then stops the run and names the file; ``verify_pixels=True`` finds it at the start.
+
+    Args:
+        train: Folder of training images.
+        val: Folder of validation images; without it there is no validation.
+        image_size: Side of the stored squares in pixels: shorter side resized to it, centre cut out. Random crops are
+            taken of these squares.
+        batch_size: Training images per rank and step.
+        val_batch_size: Validation and bank images per rank and step; as many as in training unless given.
+        num_workers: Worker processes per rank; as ``loading_processes`` says unless given, 0 reads in this process.
+        labelled: Whether the first folder level names classes. Unless given: yes if all images lie in at least two
+            folders below ``train``, and the same for ``val``.
+        minimum_size: Pixels that both sides of an image must have at least. Smaller files are bad files; the default
+            sorts out tracking pixels and the like, not small pictures.
+        max_bad_fraction: Above this fraction of bad files the start fails, 0..1.
+        verify_pixels: Decode every file at the start.
+        background: What shows through transparent pixels, RGB in 0..255; white unless given.
+        seed: Seed of the order of the training images, >= 0.
+
+    Attributes:
+        bad_files: Per split, each bad file and what is wrong with it. Filled by ``setup``.
+
+    Raises:
+        FileNotFoundError: A folder does not exist.
+        NotADirectoryError: A folder is a file.
+        ValueError: ``val`` lies inside ``train``. From ``setup``: no images, too many bad files, or unlike classes.
+    """
+
+    def __init__(
+        self,
+        train: str | os.PathLike[str],
+        val: str | os.PathLike[str] | None = None,
+        *,
+        image_size: int,
+        batch_size: int,
+        val_batch_size: int | None = None,
+        num_workers: int | None = None,
+        labelled: bool | None = None,
+        minimum_size: int = 8,
+        max_bad_fraction: float = 0.01,
+        verify_pixels: bool = False,
+        background: tuple[int, int, int] = WHITE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed)
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, but is {image_size}.")
+        self.prepare_data_per_node = False  # rank 0 checks the files and tells the others
+        self.folders = {"train": existing_folder(train)}
+        if val is not None:
+            self.folders["val"] = existing_folder(val)
+            if self.folders["train"].resolve() in self.folders["val"].resolve().parents:
+                raise ValueError(
+                    f"The validation folder {val} lies inside the training folder {train}, so its images would be "
+                    "trained on. Give two separate folders."
+                )
+        self.image_size = image_size
+        self.num_workers = num_workers
+        self.labelled = labelled
+        self.minimum_size = minimum_size
+        self.max_bad_fraction = max_bad_fraction
+        self.verify_pixels = verify_pixels
+        self.background = background
+        self._findings: dict[str, CheckedImages] | OSError | ValueError | None = None
+        self._checked: dict[str, CheckedImages] | None = None
+
+    def prepare_data(self) -> None:
+        """Check the files. Lightning calls this on one process, and the others wait for it without a time limit."""
+        if self._checked is None:
+            self._findings = self._check()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take over on every rank what one process has found, errors included.
+
+        Args:
+            stage: Lightning's stage; all stages use the same files.
+
+        Raises:
+            OSError: A folder cannot be read.
+            ValueError: No images, too many bad files, or validation classes unlike the training classes.
+        """
+        if self._checked is not None:
+            return
+        rank, world_size = rank_and_world_size()
+        if self._findings is None and rank == 0:
+            self._findings = self._check()
+        told = [self._findings]
+        if world_size > 1:
+            dist.broadcast_object_list(told, src=0)
+        if isinstance(told[0], Exception):
+            self._findings = None
+            raise told[0]
+        self._checked = told[0]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the class folders, sorted, in the order of their labels; None without class folders."""
+        return self._trees["train"].classes if self._checked is None else self._checked["train"].tree.classes
+
+    @property
+    def train_files(self) -> list[str]:
+        """The training images' paths relative to their folder; ``index`` counts them."""
+        return self._files("train").tree.files
+
+    @property
+    def val_files(self) -> list[str]:
+        """The validation images' paths relative to their folder; ``index`` counts them."""
+        return self._files("val").tree.files if "val" in self.folders else []
+
+    @property
+    def bad_files(self) -> dict[str, dict[str, str]]:
+        """Per split, each file that was left out and what is wrong with it."""
+        return {split: self._files(split).bad for split in self.folders}
+
+    def num_images(self, split: str) -> int:
+        """How many good images the split "train" or "val" has."""
+        return len(self._files(split).tree.files) if split in self.folders else 0
+
+    def load(
+        self, split: str, sampler: TrainSampler | ExactSampler, batch_size: int, *, keep_workers: bool
+    ) -> EpochLoader:
+        """A loader of a split's images, decoded by worker processes.
+
+        Args:
+            split: "train" or "val".
+            sampler: Yields the images' numbers.
+            batch_size: Images per batch.
+            keep_workers: Whether the workers outlive the end of an epoch.
+        """
+        return worker_loader(
+            ImageFiles(self._files(split).tree, self.image_size, self.background),
+            sampler,
+            batch_size,
+            num_workers=self.loading_processes if self.num_workers is None else self.num_workers,
+            keep_workers=keep_workers,
+            pin_memory=self.pin_memory,
+            seed=self.seed,
+        )
+
+    def as_tensors(self) -> TensorImages:
+        """All images decoded once into tensors, which is much faster to train on where they fit the accelerator."""
+        return as_tensors(self)
+
+    @cached_property
+    def _trees(self) -> dict[str, ImageTree]:
+        trees = {split: list_images(folder, labelled=self.labelled) for split, folder in self.folders.items()}
+        if "val" in trees:
+            check_same_classes(trees["train"].classes, trees["val"].classes)
+        return trees
+
+    def _check(self) -> dict[str, CheckedImages] | OSError | ValueError:
+        """What is found, or the error: returned, since raised on one rank alone it would leave the others waiting."""
+        try:
+            return {
+                split: check_images(
+                    tree,
+                    minimum_size=self.minimum_size,
+                    max_bad_fraction=self.max_bad_fraction,
+                    verify_pixels=self.verify_pixels,
+                )
+                for split, tree in self._trees.items()
+            }
+        except (OSError, ValueError) as error:
+            return error
+
+    def _files(self, split: str) -> CheckedImages:
+        self.setup()
+        assert self._checked is not None
+        return self._checked[split]
+
+
+class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 S S"] | int]]):
+    """The images of a tree, decoded one at a time.
+
+    Args:
+        tree: The files and their labels.
+        image_size: Side S of the squares in pixels.
+        background: What shows through transparent pixels, RGB in 0..255.
+    """
+
+    def __init__(self, tree: ImageTree, image_size: int, background: tuple[int, int, int]) -> None:
+        self.root = Path(tree.root)
+        # One array each, not lists: a worker that reads a list's items writes their reference counts, and so copies
+        # page by page the memory it shares with this process.
+        self.files = np.array([os.fsencode(file) for file in tree.files])
+        self.labels = None if tree.labels is None else np.array(tree.labels)
+        self.image_size = image_size
+        self.background = background
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, UInt8[Tensor, "3 S S"] | int]:
+        """One image uint8 [3, S, S], its index, and its label where known.
+
+        Raises:
+            ValueError: The file does not decode.
+        """
+        path = self.root / os.fsdecode(self.files[index])
+        try:
+            image = decode_image(path, background=self.background, at_least=2 * self.image_size)
+        except NotAnImageError as error:
+            raise ValueError(
+                f"{path} has a good header but does not decode: {error}. Remove or repair it, or start with "
+                "verify_pixels=True, which finds all such files before training."
+            ) from error
+        item: dict[str, Tensor | int] = {"image": fit_image(image, self.image_size), "index": index}
+        if self.labels is not None:
+            item["label"] = int(self.labels[index])
+        return item
