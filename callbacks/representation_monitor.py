@@ -1,0 +1,96 @@
+"""Watches the training features for collapse."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from contrastive.callbacks.contract import read_step, was_skipped
+from contrastive.callbacks.loops import log_epoch
+from contrastive.evaluation import alignment, effective_rank, feature_std, gather_rows, uniformity
+
+COLLAPSED_STD = 0.01
+
+
+class CollapseWarning(UserWarning):
+    """The encoder gives nearly the same features for every image."""
+
+
+class RepresentationMonitor(pl.Callback):
+    """Log what training features show without labels, and warn once if they have collapsed.
+
+    Measured on the first batch of every epoch and every n-th after it, over the images of all ranks; logged are the
+    epoch's means:
+
+    - ``collapse/feature_std``: 1 for features spread evenly over the sphere, 0 for features all the same.
+    - ``collapse/effective_rank``: how many directions the features use, at most ``collapse/num_rows``, of which the
+      value depends.
+    - ``collapse/uniformity``: lower is more even; mean of the views'.
+    - ``collapse/alignment``: how far apart an image's views lie; where a batch has two views or more.
+
+    ``contrastive.evaluation.representation`` has the definitions and their sources.
+
+    Args:
+        every_n_steps: Training batches between measurements.
+        collapsed_std: Warn where ``feature_std`` is lower. At 0.01 two images' features have a cosine similarity of
+            about 0.9999; trained encoders have been far above it, and so have untrained ones.
+    """
+
+    def __init__(self, *, every_n_steps: int = 100, collapsed_std: float = COLLAPSED_STD) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps = {every_n_steps} must be 1 or more.")
+        self.every_n_steps = every_n_steps
+        self.collapsed_std = collapsed_std
+        self._has_warned = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A new run may warn again."""
+        self._has_warned = False
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure this batch, if its turn has come."""
+        if batch_idx % self.every_n_steps or was_skipped(outputs, pl_module):
+            return
+        watched = read_step(
+            outputs, ("features",), reader="RepresentationMonitor", hook="training_step", module=pl_module
+        )
+        with torch.autocast(watched.features.device.type, enabled=False):
+            per_image = watched.features.float().unflatten(0, (watched.num_views, -1)).transpose(0, 1)  # [B, V, D]
+            per_image = gather_rows(per_image.contiguous())
+            per_image = per_image[per_image.isfinite().all(-1).all(-1)]  # 16-bit overflow is no collapse
+            if len(per_image) < 2:
+                return
+            values = _measures(per_image.transpose(0, 1))
+        log_epoch(pl_module, {f"collapse/{key}": value for key, value in values.items()})
+        self._warn_once(trainer, float(values["feature_std"]), len(per_image))
+
+    def _warn_once(self, trainer: pl.Trainer, std: float, num_images: int) -> None:
+        if std >= self.collapsed_std or self._has_warned:
+            return
+        self._has_warned = True
+        rank_zero_warn(
+            f"Features have collapsed: at step {trainer.global_step} their standard deviation is {std:.2g} over "
+            f"{num_images} images, where 1 is an even spread and 0 means the same features for every image; it warns "
+            f"below {self.collapsed_std}. Lower the learning rate or lengthen its warm-up, and check that the loss has "
+            "something that keeps images apart: negatives, a stop-gradient, a momentum encoder.",
+            category=CollapseWarning,
+        )
+
+
+def _measures(views: Tensor) -> dict[str, Tensor]:
+    """All measures of features [V, N, D]."""
+    rows = views.flatten(0, 1)
+    values = {
+        "feature_std": feature_std(rows),
+        "effective_rank": effective_rank(rows),
+        "num_rows": torch.tensor(float(len(rows)), device=rows.device),
+        "uniformity": torch.stack([uniformity(view) for view in views]).mean(),
+    }
+    if len(views) > 1:
+        values["alignment"] = alignment(views)
+    return values

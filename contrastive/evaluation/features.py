@@ -1,0 +1,150 @@
+"""Features of a data set: extracted once, each image exactly once, however many ranks share the work."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from contrastive.evaluation.ranks import gather_rows, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen encoder made of a data set, in the order of the images' numbers.
+
+    Attributes:
+        features: Encoder outputs, float32 [N, D].
+        labels: Classes, int64 [N], negative where unknown; None if the data set has no labels.
+        index: The images' numbers in their data set, int64 [N], ascending.
+    """
+
+    features: Float[Tensor, "N D"]
+    labels: Int64[Tensor, " N"] | None
+    index: Int64[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Features(self.features.to(device), labels, self.index.to(device))
+
+    def rows(self, which: Tensor) -> "Features":
+        """The rows that a mask or an index selects."""
+        labels = None if self.labels is None else self.labels[which]
+        return Features(self.features[which], labels, self.index[which])
+
+    def labelled(self) -> tuple[Float[Tensor, "M D"], Int64[Tensor, " M"]]:
+        """Features and labels of the images whose class is known (a label of 0 or more).
+
+        Raises:
+            ValueError: No image has a label.
+        """
+        if self.labels is None or not bool((self.labels >= 0).any()):
+            raise ValueError(
+                f"None of the {len(self)} images has a label, and this needs them. Use a data set with labels: its "
+                "batches have a 'label' beside 'image' and 'index'."
+            )
+        known = self.labels >= 0
+        return self.features[known], self.labels[known]
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards every submodule is in the mode it was in, frozen ones too."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def extract_features(
+    encode: Callable[[Tensor], Tensor],
+    loader: Iterable[Mapping[str, Any]],
+    *,
+    device: torch.device | str,
+) -> Features:
+    """Encode every image of a loader, without gradients.
+
+    With several ranks, each encodes what its loader yields, and every rank gets the features of all: sorted by the
+    images' numbers, and each image once, though a sampler may have padded the shards or every rank read all of it.
+
+    Args:
+        encode: uint8 images [B, 3, H, W] on ``device`` to features [B, D], floating point. Put a module into
+            evaluation mode around the call, with ``eval_mode(module)``.
+        loader: Yields mappings with ``image``, ``index`` and, where known, ``label``.
+        device: Where the images are encoded. The features stay there: N x D x 4 bytes.
+
+    Raises:
+        TypeError: A batch is no mapping with ``image`` and ``index``.
+        ValueError: The loader is empty, labels come with some batches only, or one loader gives a number twice.
+    """
+    features, labels, index = [], [], []
+    with torch.no_grad():
+        for batch in loader:
+            _check_batch(batch)
+            features.append(encode(batch["image"].to(device, non_blocking=True)).float())
+            index.append(batch["index"].to(device))
+            if "label" in batch:
+                labels.append(batch["label"].to(device))
+    if labels and len(labels) < len(features):
+        raise ValueError(
+            f"{len(labels)} of {len(features)} batches have a 'label'. Give every batch one, negative where unknown."
+        )
+    return _gathered(features, labels, index, device)
+
+
+def _gathered(
+    features: list[Tensor], labels: list[Tensor], index: list[Tensor], device: torch.device | str
+) -> Features:
+    # A rank without an image (fewer images than ranks) learns the width, and that there are labels, from the others.
+    shape = torch.tensor([[features[0].shape[1] if features else 0, bool(labels)]], device=device)
+    width, has_labels = gather_rows(shape).amax(0).tolist()
+    if width == 0:
+        raise ValueError("The loader gave no batch: there is nothing to extract features from.")
+    local_index = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *index])
+    check_unique(local_index)
+    all_index, order = gather_rows(local_index).sort(stable=True)
+    first = torch.ones_like(all_index, dtype=torch.bool)
+    first[1:] = all_index[1:] != all_index[:-1]
+    rows = order[first]
+    all_labels = None
+    if has_labels:
+        all_labels = gather_rows(torch.cat([torch.empty(0, dtype=torch.int64, device=device), *labels]))[rows]
+    all_features = gather_rows(torch.cat([torch.empty(0, width, device=device), *features]))
+    return Features(all_features[rows], all_labels, all_index[first])
+
+
+def check_unique(index: Int64[Tensor, " N"]) -> None:
+    """Numbers tell images apart; two loaders joined without renumbering would lose half of them silently.
+
+    The check is about one rank's loader, and every rank takes part: all raise or none does.
+
+    Raises:
+        ValueError: A number comes twice.
+    """
+    ordered = index.sort().values
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if int(sum_over_ranks(torch.tensor(len(repeated), device=index.device))):
+        example = f"{int(repeated[0])} comes twice" if len(repeated) else "another rank has one that comes twice"
+        raise ValueError(
+            f"'index' must number the images of a data set, each differently, but {example}. "
+            "Number the images of joined data sets through."
+        )
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, Mapping) or not {"image", "index"} <= batch.keys():
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(
+            f"A batch is a mapping with 'image' and 'index' (and 'label', where known), but the loader gave {got}. "
+            "Use contrastive.data; contrastive.data.from_dataset adapts any map-style data set."
+        )

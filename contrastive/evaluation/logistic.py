@@ -1,0 +1,196 @@
+"""Multinomial logistic regression at its optimum, for a whole grid of L2 strengths at once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from contrastive.evaluation.lbfgs import minimise
+
+LOGITS_PER_BLOCK = 2**22  # logits held at a time: 16 MiB in float32
+
+
+@dataclass(frozen=True)
+class LogisticSolutions:
+    """One fitted classifier a strength, S of them, each with the certificate of its optimum.
+
+    Attributes:
+        l2: The strengths.
+        weights: [S, C, D].
+        biases: [S, C]; they sum to zero over the classes.
+        loss: The minimised objective, penalty included, float64 [S].
+        gradient_norm: Euclidean norm of the objective's gradient at the solution, [S].
+        iterations: Iterations taken, [S].
+        converged: Whether ``excess_loss`` has come down to ``tolerance`` times the loss, [S].
+    """
+
+    l2: Float[Tensor, " S"]
+    weights: Float[Tensor, "S C D"]
+    biases: Float[Tensor, "S C"]
+    loss: Float[Tensor, " S"]
+    gradient_norm: Float[Tensor, " S"]
+    iterations: Int64[Tensor, " S"]
+    converged: Bool[Tensor, " S"]
+
+    @property
+    def excess_loss(self) -> Float[Tensor, " S"]:
+        """The certificate: no ``loss`` lies further above its minimum, |gradient|^2 / (2 l2), float64 [S].
+
+        It follows from strong convexity (Boyd & Vandenberghe 2004, equation 9.9), which the penalty gives the weights;
+        for the unpenalised intercepts it presumes that the data curve the loss by at least ``l2`` along them.
+        """
+        return self.gradient_norm.double() ** 2 / (2 * self.l2.double())
+
+    def logits(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "S N C"]:
+        """Every classifier's logits."""
+        return torch.baddbmm(
+            self.biases[:, None], features.to(self.weights.dtype).expand(len(self.l2), -1, -1), self.weights.mT
+        )
+
+
+class LogisticSweep:
+    """Multinomial logistic regression for a grid of strengths at once, without autograd.
+
+    It minimises
+
+        mean over n of CE(softmax(W x_n + b), y_n) + l2 / 2 * |W|^2,
+
+    the intercept b free. It is scikit-learn's ``LogisticRegression(C=1 / (l2 * N))``.
+
+    The features are centred and rotated into the eigenbasis of their covariance once: the penalty does not change
+    under a rotation and the intercept absorbs the mean, so the problem is the same, and Boehning's bound on its
+    Hessian, (I - 11'/C)/2 (x) X'X/N (Boehning 1992, "Multinomial logistic regression algorithm"), becomes nearly
+    diagonal. Its diagonal preconditions L-BFGS, whose every iteration is two matrix products for the whole grid.
+
+    Args:
+        l2: The strengths, each > 0.
+        tolerance: A strength has converged once its loss is certainly within this fraction of the minimum.
+        max_iterations: Iterations after which a strength that has not converged is returned as it is, and says so.
+        dtype: float32, or float64 for solutions beyond single precision.
+    """
+
+    def __init__(
+        self,
+        l2: Sequence[float],
+        *,
+        tolerance: float = 1e-4,
+        max_iterations: int = 1000,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not l2 or min(l2) <= 0:
+            raise ValueError(
+                f"l2 strengths must be greater than 0, got {list(l2)}: without a penalty, separable classes have no "
+                "optimum. For nearly none take 1e-8."
+            )
+        self.l2 = tuple(l2)
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.dtype = dtype
+
+    def fit(self, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], num_classes: int) -> LogisticSolutions:
+        """Solve on the features' device.
+
+        Args:
+            features: Any floating dtype.
+            labels: From 0 to ``num_classes`` - 1; a class may be absent.
+            num_classes: C, at least 2.
+
+        Raises:
+            ValueError: Features are not finite, or labels are outside of the classes.
+        """
+        _check(features, labels, num_classes)
+        l2 = torch.tensor(self.l2, dtype=self.dtype, device=features.device)
+        with torch.no_grad(), _full_precision():
+            problem = _Problem(features.to(self.dtype), labels)
+            minimum = minimise(
+                lambda weights, active: problem.loss_and_gradient(weights, l2[active]),
+                start=l2.new_zeros(len(l2), num_classes, features.shape[1] + 1),
+                curvature=problem.curvature_bound(l2),
+                convexity=l2,
+                tolerance=self.tolerance,
+                max_iterations=self.max_iterations,
+            )
+            weights, biases = problem.in_original_basis(minimum.point)
+        return LogisticSolutions(
+            l2, weights, biases, minimum.value, minimum.gradient_norm, minimum.iterations, minimum.converged
+        )
+
+
+class _Problem:
+    """Centred, rotated features with a column of ones; weights [S, C, D + 1] whose last column is the intercept."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.mean = features.mean(0)
+        centred = features - self.mean
+        covariance = (centred.mT @ centred).double() / len(features)
+        spectrum, rotation = torch.linalg.eigh(covariance)
+        self.rotation = rotation.to(features.dtype)
+        self.spectrum = spectrum.clamp(min=0).to(features.dtype)  # [D]
+        ones = features.new_ones(len(features), 1)
+        self.design = torch.cat([centred @ self.rotation, ones], dim=1)  # [N, D+1]
+        self.labels = labels
+
+    def curvature_bound(self, l2: Tensor) -> Tensor:
+        """The diagonal of Boehning's bound, penalty included: [S, 1, D+1]."""
+        penalised = self.spectrum / 2 + l2[:, None]
+        intercept = torch.full_like(l2, 0.5)[:, None]
+        return torch.cat([penalised, intercept], dim=1)[:, None]
+
+    def loss_and_gradient(self, weights: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
+        """The objectives, float64 [A], and their gradients [A, C, D+1], at weights [A, C, D+1]."""
+        num_active, num_classes, _ = weights.shape
+        flat = weights.flatten(0, 1)  # [AC, D+1]
+        block = max(1, LOGITS_PER_BLOCK // len(flat))
+        loss = torch.zeros(num_active, dtype=torch.float64, device=weights.device)
+        gradient = torch.zeros_like(flat)
+        for rows, labels in zip(self.design.split(block), self.labels.split(block), strict=True):
+            own = labels.expand(num_active, 1, -1)  # [A, 1, n]
+            logits = (flat @ rows.mT).view(num_active, num_classes, len(rows))
+            logits -= logits.amax(1, keepdim=True)
+            own_logits = logits.gather(1, own)
+            # exp(-64) is nothing beside the largest class's 1; below -87 would come denormals, slow on CPUs.
+            probabilities = logits.clamp_(min=-64).exp_()
+            total = probabilities.sum(1, keepdim=True)  # [A, 1, n]
+            loss += (total.log() - own_logits).sum((1, 2), dtype=torch.float64)
+            # Subtracting the targets here and not from the sum keeps the digits of a nearly perfect fit.
+            residuals = probabilities.div_(total).scatter_add_(1, own, -torch.ones_like(total))
+            gradient.addmm_(residuals.view(-1, len(rows)), rows)
+        penalty = weights * l2[:, None, None]
+        penalty[..., -1] = 0
+        loss = loss / len(self.design) + (weights * penalty).sum((1, 2), dtype=torch.float64) / 2
+        return loss, gradient.view_as(weights).div_(len(self.design)).add_(penalty)
+
+    def in_original_basis(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [S, C, D] and biases [S, C] for features as they came."""
+        slopes = weights[..., :-1] @ self.rotation.mT
+        return slopes, weights[..., -1] - slopes @ self.mean
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in full float32 and outside of autocast: gradients rounded to TF32 stall far from the optimum."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    if not bool(features.isfinite().all()):
+        bad = int((~features.isfinite()).any(1).sum())
+        raise ValueError(
+            f"{bad} of {len(features)} feature vectors hold infinities or NaN, so no classifier can be fitted. "
+            "The encoder has diverged, or its 16-bit outputs have overflowed."
+        )
+    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        span = f"run from {int(labels.min())} to {int(labels.max())}" if len(labels) else "are missing"
+        raise ValueError(
+            f"Labels must run from 0 to num_classes - 1 = {num_classes - 1}, but they {span}. "
+            "Set num_classes, and leave images without a label out."
+        )
