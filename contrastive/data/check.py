@@ -107,7 +107,7 @@ def _reasons(tree: ImageTree, minimum_size: int, verify_pixels: bool) -> Iterato
             yield from reasons
 
 
-def _ends_well(image: Image.Image, stream: io.BufferedIOBase) -> bool:
+def _ends_well(image: Image.Image, stream: io.BufferedReader) -> bool:
     """Whether a file ends as its format says that a whole one does. False asks for a closer look, no more."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 12))

@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -54,9 +53,9 @@ def decode_image(
     """Decode a JPEG, PNG, WebP, BMP, TIFF or GIF file to upright uint8 RGB.
 
     EXIF orientation is applied. Grey, palette and CMYK become RGB (colour profiles are not applied). Transparency is
-    laid over the background. 16-bit values v become v / 257, rounded, so that 65535 is 255 (16-bit colour TIFF alone
-    is decoded by Pillow to v // 256, one level away at most). Of animations and multi-page files the first frame is
-    taken. A file cut short is an error, never half an image.
+    laid over the background. 16-bit grey v becomes v / 257, rounded, so that 65535 is 255; of 16-bit colour Pillow
+    keeps the high byte, v // 256, which is less than one level away from that. Of animations and multi-page files the
+    first frame is taken. A file cut short is an error, never half an image.
 
     Args:
         source: The file's path, or its contents.
@@ -78,16 +77,12 @@ def decode_image(
             orientation = image.getexif().get(_ORIENTATION, 1)  # after load(): Pillow turns TIFF upright by itself
         except _BROKEN as error:
             raise NotAnImageError(_cause(error)) from error
-        sixteen_bit_colour_png = image.format == "PNG" and contents[24] == 16 and image.mode in ("RGB", "RGBA")
-        if sixteen_bit_colour_png:  # Pillow would keep the high byte only
-            rgb = _decode_16_bit_png(contents, background)
-        else:
-            rgb = rgb_from_pil(image, background=background)
+        rgb = rgb_from_pil(image, background=background)
     turn = _UPRIGHT.get(orientation)
     return rgb if turn is None else turn(rgb)
 
 
-def open_image(stream: IO[bytes]) -> Image.Image:
+def open_image(stream: io.BytesIO | io.BufferedReader) -> Image.Image:
     """Read an image file's header.
 
     Raises:
@@ -124,7 +119,8 @@ def rgb_from_pil(image: Image.Image, *, background: tuple[int, int, int] = WHITE
             raise NotAnImageError(
                 f"its 32-bit grey values {grey.min()}..{grey.max()} have no known range; save it with 8 or 16 bits"
             )
-        return _eight_bits(torch.from_numpy(grey)).expand(3, -1, -1)
+        eight_bits = ((grey + 128) // 257).astype(np.uint8)  # v / 257, rounded: 65535 = 255 * 257
+        return torch.from_numpy(eight_bits).expand(3, -1, -1)
     if image.mode == "F":
         raise NotAnImageError("its grey values are floats of unknown range; save it with 8 or 16 bits")
     try:
@@ -156,21 +152,6 @@ def fit_image(image: UInt8[Tensor, "3 H W"], image_size: int) -> UInt8[Tensor, "
         height, width = size
     top, left = round((height - image_size) / 2), round((width - image_size) / 2)
     return image[:, top : top + image_size, left : left + image_size].contiguous()
-
-
-def _decode_16_bit_png(contents: bytes, background: tuple[int, int, int]) -> UInt8[Tensor, "3 H W"]:
-    from torchvision.io import decode_png  # here, because importing torchvision takes a second that few runs need
-
-    values = decode_png(torch.frombuffer(bytearray(contents), dtype=torch.uint8)).to(torch.int64)  # [1..4, H, W]
-    colour, alpha = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, None)
-    if alpha is not None:
-        behind = torch.tensor(background)[:, None, None] * 257
-        colour = (colour * alpha + behind * (65535 - alpha) + 32767) // 65535
-    return _eight_bits(colour).expand(3, -1, -1)
-
-
-def _eight_bits(values: Tensor) -> Tensor:
-    return ((values + 128) // 257).to(torch.uint8)  # v / 257, rounded: 65535 = 255 * 257
 
 
 def _cause(error: BaseException) -> str:
