@@ -43,7 +43,7 @@ def simclr(encoder: nn.Module | None = None, **options: Any) -> SimCLR:
 
 def moco(encoder: nn.Module | None = None, **options: Any) -> MoCo:
     """A MoCo on 8x8 images."""
-    settings = {"queue_size": 48, "projection_dim": 8, "batch_norm_groups": 4, "momentum": 0.9} | options
+    settings = {"queue_size": 72, "projection_dim": 8, "batch_norm_groups": 4, "momentum": 0.9} | options
     return MoCo(encoder or ConvEncoder(), moco_v2_views(8), sgd_cosine(0.1), **settings)
 
 
