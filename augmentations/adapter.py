@@ -96,9 +96,8 @@ class TransformViews:
 
 
 def _rank() -> int:
-    return (
-        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-    )
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if several else 0
 
 
 def _digest(seed: int, epoch: int, index: bytes, rank: int) -> int:

@@ -109,9 +109,8 @@ def apply_parameters(
         if len(rows) == 0:
             return
         places = here(rows)
-        view.index_copy_(
-            0, places, operation(view.index_select(0, places), *(here(value[rows]).to(view.dtype) for value in values))
-        )
+        numbers = [here(value[rows]).to(view.dtype) for value in values]
+        view.index_copy_(0, places, operation(view.index_select(0, places), *numbers))
 
     view = functional.resized_crop(
         images,

@@ -111,7 +111,7 @@ def test_crops_are_distributed_as_torchvisions(
 
 
 def test_fallback_box_equals_torchvisions() -> None:
-    for height, width in ((10, 200), (200, 10), (11, 333)):
+    for height, width in ((10, 200), (200, 11), (11, 333), (333, 10)):
         ours = draw(ViewSpec(8, scale=(1.0, 1.0)), index=np.arange(3), height=height, width=width)
         theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
         for row in range(3):

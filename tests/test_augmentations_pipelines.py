@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from contrastive.augmentations import (
     CIFAR10,
@@ -21,6 +22,7 @@ from contrastive.augmentations import (
     simclr_views,
 )
 from contrastive.augmentations.parameters import draw_parameters
+from contrastive.augmentations.pipeline import apply_parameters
 from contrastive.augmentations.views import check_images, check_key
 from tests.reference_augmentations import photographs, torchvision_view
 
@@ -97,6 +99,18 @@ def test_autocast_changes_nothing() -> None:
     for first, second in zip(plain, cast, strict=True):
         assert second.dtype == torch.float32
         assert torch.equal(first, second)
+
+
+def test_a_gpu_gets_all_the_work_and_is_never_waited_for() -> None:
+    """Fake tensors know their device and refuse to tell their values, which is what would wait."""
+    drawn = draw_parameters(BUSY, seed=0, epoch=0, index=np.arange(16), view=0, height=40, width=48)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(16, 3, 40, 48, dtype=torch.uint8, device="cuda")
+        view = apply_parameters(functional.to_float(images), BUSY, drawn)
+        assert view.device.type == "cuda"
+        assert IMAGENET(view).device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            view.sum().item()
 
 
 def test_views_epochs_seeds_and_images_differ() -> None:
