@@ -46,7 +46,7 @@ def test_training_lowers_the_loss(build) -> None:
     views = tiny.views_of(module, tiny.images(16))
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.05)
     losses = []
-    for _ in range(30):
+    for _ in range(80):
         loss = module.step(views).loss
         optimizer.zero_grad()
         loss.backward()
