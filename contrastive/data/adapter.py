@@ -1,7 +1,7 @@
 """Any map-style data set as a data module."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,9 +18,22 @@ from contrastive.data.samplers import ExactSampler, TrainSampler
 from contrastive.data.tensor_images import TensorImages, as_tensors
 
 
+@runtime_checkable
+class MapStyle(Protocol):
+    """Items that have numbers: a torch map-style data set, a list, a table of images."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The item of a number."""
+        ...
+
+
 def from_dataset(
-    train: Dataset[Any],
-    val: Dataset[Any] | None = None,
+    train: Dataset[Any] | MapStyle,
+    val: Dataset[Any] | MapStyle | None = None,
     *,
     batch_size: int,
     image_size: int | None = None,
@@ -139,8 +152,8 @@ class AdaptedImages(Dataset[dict[str, Tensor | int]]):
         TypeError: The data set has no length or no items by number.
     """
 
-    def __init__(self, images: Any, image_size: int | None) -> None:
-        if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+    def __init__(self, images: Dataset[Any] | MapStyle, image_size: int | None) -> None:
+        if not isinstance(images, MapStyle):
             raise TypeError(
                 f"{type(images).__name__} is not map-style: it lacks __len__ or __getitem__, without which images have "
                 "no lasting number and no exact epoch. Wrap it in a data set that has both."
