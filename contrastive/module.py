@@ -37,8 +37,8 @@ class ContrastiveModule(pl.LightningModule):
 
     Args:
         encoder: Images [B, 3, H, W] to features [B, D], with ``num_features = D``.
-        make_views: A pipeline of ``contrastive.augmentations``; or any callable from uint8 images to a list of
-            views, which is adapted by ``views_from``.
+        make_views: A pipeline of ``contrastive.augmentations``; or any callable from float images in [0, 1]
+            to a view or a list of views, which is adapted by ``views_from``.
         make_optimizer: From ``contrastive.optim``, or any function of (module, TrainingLength).
         seed: Seeds the augmentations, together with the epoch and each image's index.
     """
