@@ -10,7 +10,7 @@ from torch import Tensor
 MEMORY = 10  # step pairs remembered, the usual choice (Nocedal & Wright 2006, section 7.2)
 SUFFICIENT_DECREASE = 1e-4  # Nocedal & Wright 2006, section 3.1
 MAX_HALVINGS = 20
-STALLED_AFTER = 10  # iterations in which neither objective nor gradient got smaller: rounding has ended the descent
+STALLED_AFTER = 5  # iterations in which neither objective nor gradient got smaller: rounding has ended the descent
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

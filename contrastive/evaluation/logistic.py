@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from contrastive.evaluation.lbfgs import minimise
+from contrastive.evaluation.lbfgs import Minimum, minimise
 
 LOGITS_PER_BLOCK = 2**22  # logits held at a time: 16 MiB in float32
 
@@ -20,7 +21,8 @@ class LogisticSolutions:
     Attributes:
         l2: The strengths.
         weights: [S, C, D].
-        biases: [S, C]; they sum to zero over the classes.
+        biases: [S, C]; they sum to zero over the classes, but for classes without an image, which get -inf: their
+            optimum lies there, with weights of 0.
         loss: The minimised objective, penalty included, float64 [S].
         gradient_norm: Euclidean norm of the objective's gradient at the solution, [S].
         iterations: Iterations taken, [S].
@@ -46,9 +48,7 @@ class LogisticSolutions:
 
     def logits(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "S N C"]:
         """Every classifier's logits."""
-        return torch.baddbmm(
-            self.biases[:, None], features.to(self.weights.dtype).expand(len(self.l2), -1, -1), self.weights.mT
-        )
+        return torch.baddbmm(self.biases[:, None], features.float().expand(len(self.l2), -1, -1), self.weights.mT)
 
 
 class LogisticSweep:
@@ -68,18 +68,11 @@ class LogisticSweep:
     Args:
         l2: The strengths, each > 0.
         tolerance: A strength has converged once its loss is certainly within this fraction of the minimum.
-        max_iterations: Iterations after which a strength that has not converged is returned as it is, and says so.
-        dtype: float32, or float64 for solutions beyond single precision.
+        max_iterations: Iterations in float32, and again in float64 for strengths that rounding keeps from the optimum;
+            what has not converged after that is returned as it is, and says so.
     """
 
-    def __init__(
-        self,
-        l2: Sequence[float],
-        *,
-        tolerance: float = 1e-4,
-        max_iterations: int = 1000,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, l2: Sequence[float], *, tolerance: float = 1e-4, max_iterations: int = 1000) -> None:
         if not l2 or min(l2) <= 0:
             raise ValueError(
                 f"l2 strengths must be greater than 0, got {list(l2)}: without a penalty, separable classes have no "
@@ -88,8 +81,8 @@ class LogisticSweep:
         self.l2 = tuple(l2)
         self.tolerance = tolerance
         self.max_iterations = max_iterations
-        self.dtype = dtype
 
+    @torch.no_grad()
     def fit(self, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], num_classes: int) -> LogisticSolutions:
         """Solve on the features' device.
 
@@ -102,21 +95,40 @@ class LogisticSweep:
             ValueError: Features are not finite, or labels are outside of the classes.
         """
         _check(features, labels, num_classes)
-        l2 = torch.tensor(self.l2, dtype=self.dtype, device=features.device)
-        with torch.no_grad(), _full_precision():
-            problem = _Problem(features.to(self.dtype), labels)
-            minimum = minimise(
-                lambda weights, active: problem.loss_and_gradient(weights, l2[active]),
-                start=l2.new_zeros(len(l2), num_classes, features.shape[1] + 1),
-                curvature=problem.curvature_bound(l2),
-                convexity=l2,
-                tolerance=self.tolerance,
-                max_iterations=self.max_iterations,
-            )
-            weights, biases = problem.in_original_basis(minimum.point)
+        present, labels = labels.unique(return_inverse=True)  # an absent class would have no finite optimum
+        l2 = torch.tensor(self.l2, dtype=torch.float64, device=features.device)
+        with _full_precision():
+            start = l2.new_zeros(len(l2), len(present), features.shape[1] + 1)
+            found = self._solve(_Problem(features.float(), labels), l2, start)
+            if not bool(found.converged.all()):
+                rest = ~found.converged
+                refined = self._solve(_Problem(features.double(), labels), l2[rest], found.point[rest])
+                for name in ("point", "value", "gradient_norm", "converged"):
+                    getattr(found, name)[rest] = getattr(refined, name)
+                found.iterations[rest] += refined.iterations
+        slopes, intercepts = found.point[..., :-1].float(), found.point[..., -1].float()
         return LogisticSolutions(
-            l2, weights, biases, minimum.value, minimum.gradient_norm, minimum.iterations, minimum.converged
+            l2,
+            slopes.new_zeros(len(l2), num_classes, features.shape[1]).index_copy_(1, present, slopes),
+            slopes.new_full((len(l2), num_classes), -torch.inf).index_copy_(1, present, intercepts),
+            found.value,
+            found.gradient_norm,
+            found.iterations,
+            found.converged,
         )
+
+    def _solve(self, problem: "_Problem", l2: Tensor, start: Tensor) -> Minimum:
+        """Minimise from ``start``, float64 [S, C, D+1] for the features as they came, in the problem's precision."""
+        l2 = l2.to(problem.design.dtype)
+        minimum = minimise(
+            lambda weights, active: problem.loss_and_gradient(weights, l2[active]),
+            start=problem.rotated(start),
+            curvature=problem.curvature_bound(l2),
+            convexity=l2,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+        return replace(minimum, point=problem.unrotated(minimum.point), gradient_norm=minimum.gradient_norm.double())
 
 
 class _Problem:
@@ -152,21 +164,31 @@ class _Problem:
             logits -= logits.amax(1, keepdim=True)
             own_logits = logits.gather(1, own)
             # exp(-64) is nothing beside the largest class's 1; below -87 would come denormals, slow on CPUs.
-            probabilities = logits.clamp_(min=-64).exp_()
-            total = probabilities.sum(1, keepdim=True)  # [A, 1, n]
-            loss += (total.log() - own_logits).sum((1, 2), dtype=torch.float64)
-            # Subtracting the targets here and not from the sum keeps the digits of a nearly perfect fit.
-            residuals = probabilities.div_(total).scatter_add_(1, own, -torch.ones_like(total))
+            residuals = logits.clamp_(min=-64).exp_()
+            own_mass = residuals.gather(1, own)
+            residuals.scatter_(1, own, 0)
+            other_mass = residuals.sum(1, keepdim=True)
+            loss += F.softplus(other_mass.log() - own_logits, threshold=40).sum((1, 2), dtype=torch.float64)
+            # The own class's residual, p - 1, is minus the others' probability: that keeps a near-perfect fit's digits.
+            total = own_mass + other_mass
+            residuals.div_(total).scatter_(1, own, -other_mass / total)
             gradient.addmm_(residuals.view(-1, len(rows)), rows)
         penalty = weights * l2[:, None, None]
         penalty[..., -1] = 0
         loss = loss / len(self.design) + (weights * penalty).sum((1, 2), dtype=torch.float64) / 2
         return loss, gradient.view_as(weights).div_(len(self.design)).add_(penalty)
 
-    def in_original_basis(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [S, C, D] and biases [S, C] for features as they came."""
-        slopes = weights[..., :-1] @ self.rotation.mT
-        return slopes, weights[..., -1] - slopes @ self.mean
+    def rotated(self, weights: Tensor) -> Tensor:
+        """Weights [S, C, D+1] on the features as they came, as weights on this design, in its dtype."""
+        slopes, mean = weights[..., :-1], self.mean.double()
+        intercepts = weights[..., -1:] + (slopes @ mean)[..., None]
+        return torch.cat([slopes @ self.rotation.double(), intercepts], dim=-1).to(self.design.dtype)
+
+    def unrotated(self, weights: Tensor) -> Tensor:
+        """The way back, in float64."""
+        slopes = weights[..., :-1].double() @ self.rotation.double().mT
+        intercepts = weights[..., -1:].double() - (slopes @ self.mean.double())[..., None]
+        return torch.cat([slopes, intercepts], dim=-1)
 
 
 @contextmanager
