@@ -40,7 +40,7 @@ def require_validation(trainer: pl.Trainer, reader: str) -> None:
     """
     if trainer.limit_val_batches == 0:
         return
-    loaded_none = trainer.val_dataloaders is not None and not trainer.num_val_batches
+    loaded_none = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
     if not trainer.enable_validation or loaded_none:
         raise TypeError(
             f"{reader} scores the features that validation_step returns, but there is no validation loader or no "
