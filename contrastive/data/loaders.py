@@ -4,11 +4,13 @@ Lightning makes a resumed run's first iterator before it tells the sampler the e
 processes have by then begun to fetch the images of epoch 0.
 """
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -16,6 +18,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from contrastive.data.samplers import ExactSampler, TrainSampler
 
 Batch = Mapping[str, Tensor]
+
+# Before workers are forked, gloo's threads get this long to let go of what they hold after a collective. CPython 3.11
+# forks into a deadlock if one is just entering or leaving the interpreter (seen once, on two busy cores: the worker
+# waited for ever in PyOS_AfterFork_Child). The threads need microseconds.
+_SETTLE_S = 0.1
 
 
 class EpochLoader:
@@ -56,6 +63,8 @@ class WorkerLoader(EpochLoader, DataLoader[Any]):
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the images that the sampler names now."""
+        if self.num_workers > 0 and self._iterator is None and dist.is_available() and dist.is_initialized():
+            time.sleep(_SETTLE_S)
         return DataLoader.__iter__(self)
 
     def __len__(self) -> int:

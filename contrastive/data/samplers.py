@@ -111,8 +111,9 @@ class ExactSampler(DistributedSampler[int]):
     """Every image exactly once over all ranks, in stored order: for validation and feature banks.
 
     Each rank gets one contiguous piece; lengths differ by one at most. Torch's ``DistributedSampler`` pads to equal
-    lengths by repeating images, which miscounts any metric: 9 wrong images and 1 right one, repeated to make
-    5 images on each of 2 ranks of 9, are no accuracy of 1/9 any more.
+    lengths by repeating images, which miscounts any metric: if image 0 alone of 9 is right, 2 ranks see it twice and
+    report 2/10. To get 1/9, log a torchmetrics metric, which adds counts over ranks. Lightning's
+    ``log(..., sync_dist=True)`` averages the ranks' means, of 4 and 5 images here, as if they were equally many.
 
     Args:
         num_images: How many images there are.
