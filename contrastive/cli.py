@@ -1,0 +1,254 @@
+"""Contrastive learning from the shell.
+
+    contrastive fit [RECIPE] [--option VALUE ...]   train; without a recipe, a demo of a few minutes
+    contrastive recipes                             what there is to train
+    contrastive evaluate RUN                        linear evaluation and kNN on a run's frozen features
+    contrastive embed RUN --output FILE.npz         features, labels and file names
+    contrastive export RUN                          the encoder as plain weights, and as ONNX
+
+RUN is a run's folder or a checkpoint. Add --help to any of them.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from contrastive import recipes
+from contrastive.data.module import ImageData
+from contrastive.recipes.recipe import Recipe
+from contrastive.report.pictures import save_curves, save_pairs
+from contrastive.report.screen import RunProgress, score_table, without_noise
+from contrastive.runs.environment import processor
+from contrastive.runs.export import save_encoder, save_onnx
+from contrastive.runs.folder import RunFolder, create, now
+from contrastive.runs.load import build, load_run
+from contrastive.runs.scores import (
+    PROTOCOL,
+    Scores,
+    embeddings,
+    on_accelerator,
+    score_method,
+    score_pixels,
+)
+from contrastive.runs.signature import DEBUG, JSON, CommandLine, UsageError, to_json
+from contrastive.runs.training import train
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them
+LONGEST_CAUSE = 1000  # characters; some libraries put whole models into their messages
+LARGEST_RAW_IMAGE = 64  # pixels a side; beyond, logistic regression on pixels takes longer than it teaches
+
+console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 not understood, 130 interrupted.
+
+    Args:
+        arguments: The words after the program's name; those of the process unless given.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with without_noise():
+            _run(words)
+    except UsageError as error:
+        return _complain(str(error), MISUSED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except Exception as error:  # the outermost border: whatever it is, one line for the user, and all with --debug
+        if DEBUG in words:
+            traceback.print_exc()
+        return _complain(_cause(error), FAILED)
+    return 0
+
+
+def fit(name: str, words: Sequence[str]) -> None:
+    """Train a recipe in a folder of its own, and say what came out."""
+    function = recipes.load(name)
+    prog, description = f"contrastive fit {name}", sys.modules[function.__module__].__doc__
+    values = CommandLine(function, run_options, prog=prog, description=description).parse(words)
+    run_dir = values.pop("run_dir")
+    arguments = to_json(values)
+    recipe = build(name, arguments)
+    _announce(name, recipe)
+    data = recipe.open_data()
+    # Only the first rank has a folder to make; the others write nothing.
+    folder = _make_folder(name, arguments, run_dir) or RunFolder(run_dir or Path("runs", name))
+    trainer = train(recipe, data, folder, name=name, arguments=arguments, callbacks=[RunProgress(console)])
+    if trainer.is_global_zero:
+        _finish(name, arguments, recipe, data, folder)
+
+
+def run_options(*, run_dir: Path | None = None) -> None:
+    """Options of ``contrastive fit`` that are no recipe's.
+
+    Args:
+        run_dir: The run's folder, new or empty; runs/RECIPE-YYYYmmdd-HHMMSS unless given.
+    """
+
+
+def list_recipes() -> None:
+    """List the recipes, a line each."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it trains")
+    for name in recipes.names():
+        table.add_row(name, recipes.summary(name))
+    console.print(table)
+    console.print("\nNext: contrastive fit RECIPE --help")
+
+
+def evaluate(run: Path, *, data_dir: Path | None = None, baselines: bool = False) -> None:
+    """Score a run's frozen features by linear evaluation and kNN, on its validation images.
+
+    Writes evaluation.json into the run's folder.
+
+    Args:
+        run: A run's folder or a checkpoint.
+        data_dir: Where the images lie now, if not where the run was trained.
+        baselines: Also score the untrained encoder and, for images of at most 64 pixels, the raw pixels.
+    """
+    trained = load_run(run, overrides=_moved(data_dir))
+    data = trained.recipe.open_data()
+    rows = _baselines(trained.name, trained.arguments, data) if baselines else {}
+    rows["trained encoder"] = score_method(on_accelerator(trained.recipe.method), data)
+    console.print("", score_table(f"{trained.name} after {trained.epochs} epochs", rows))
+    _write_scores(trained.folder, rows, checkpoint=trained.checkpoint)
+    console.print(f"Written to {trained.folder.evaluation_file}", soft_wrap=True)
+
+
+def embed(run: Path, *, output: Path, data_dir: Path | None = None, split: Literal["train", "val"] = "val") -> None:
+    """Write a run's frozen features of unaugmented images to an .npz file.
+
+    Its arrays: features float32 [N, D], index int64 [N], labels int64 [N] and classes where labels are known, files
+    where the images come from files.
+
+    Args:
+        run: A run's folder or a checkpoint.
+        output: The .npz file to write.
+        data_dir: Where the images lie now, if not where the run was trained.
+        split: Which images.
+    """
+    trained = load_run(run, overrides=_moved(data_dir))
+    arrays = embeddings(on_accelerator(trained.recipe.method), trained.recipe.open_data(), split)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("wb") as file:  # as named: numpy would add .npz to a bare name
+        np.savez(file, allow_pickle=False, **arrays)
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+    console.print(f"Wrote {output}: {shapes}", soft_wrap=True)
+
+
+def export(run: Path, *, output: Path | None = None, onnx: Path | None = None) -> None:
+    """Write a run's encoder as safetensors that the plain torchvision or timm model loads, and as ONNX.
+
+    Args:
+        run: A run's folder or a checkpoint.
+        output: The safetensors file to write; encoder.safetensors in the run's folder unless given.
+        onnx: An ONNX file to write as well; it takes normalised float images.
+    """
+    trained = load_run(run)
+    file = output or trained.folder.path / "encoder.safetensors"
+    code = save_encoder(trained.recipe.method.encoder, file)
+    console.print(f"Wrote {file}. To load it:\n", soft_wrap=True)
+    console.print(code, soft_wrap=True, markup=False)
+    if onnx is not None:
+        save_onnx(trained.recipe.method, onnx)
+        console.print(f"\nWrote {onnx}.", soft_wrap=True)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "recipes": list_recipes,
+    "evaluate": evaluate,
+    "embed": embed,
+    "export": export,
+}
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    command, rest = words[0], words[1:]
+    if command == "fit":
+        name, options = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (recipes.DEMO, rest)
+        if name not in recipes.names():
+            raise UsageError(f"There is no recipe {name!r}. {recipes.did_you_mean(name, recipes.names())}")
+        fit(name, options)
+    elif command in COMMANDS:
+        function = COMMANDS[command]
+        prog, description = f"contrastive {command}", (function.__doc__ or "").partition("Args:")[0]
+        function(**CommandLine(function, prog=prog, description=description).parse(rest))
+    else:
+        raise UsageError(f"There is no command {command!r}. {recipes.did_you_mean(command, ['fit', *COMMANDS])}")
+
+
+@rank_zero_only
+def _announce(name: str, recipe: Recipe) -> None:
+    precision = recipe.trainer.get("precision", "32-true")
+    console.print(f"[bold]{name}[/]: {recipes.summary(name)}", soft_wrap=True)
+    console.print(f"On {processor()}, precision {precision}, seed {recipe.seed}", soft_wrap=True)
+
+
+@rank_zero_only
+def _make_folder(name: str, arguments: dict[str, JSON], run_dir: Path | None) -> RunFolder:
+    folder = create(name, arguments, at=run_dir)
+    console.print(f"Everything goes to {folder.path}\n", soft_wrap=True)
+    return folder
+
+
+def _finish(name: str, arguments: dict[str, JSON], recipe: Recipe, data: ImageData, folder: RunFolder) -> None:
+    """Pictures, the table where it is cheap, where things lie, and what to try next."""
+    save_curves(folder.metrics_file, folder.curves_picture, title=f"{name}: training")
+    title = f"{name}: images, and the views of them that the encoder learns to match"
+    batch = next(iter(data.train_dataloader()))
+    save_pairs(batch["image"], batch["index"], recipe.method.make_views, folder.pairs_picture, recipe.seed, title=title)
+    following = f"evaluate {folder.path} --baselines"
+    if recipe.evaluate:
+        rows = {**_baselines(name, arguments, data), "trained encoder": score_method(recipe.method, data)}
+        console.print("", score_table("Accuracy on unseen images", rows))
+        _write_scores(folder, rows, checkpoint=folder.last_checkpoint)
+        following = f"export {folder.path}"
+    pictures = f"{folder.pairs_picture.name} and {folder.curves_picture.name}"
+    console.print(f"\nIn {folder.path}: {pictures}, metrics.csv, run.json, checkpoints", soft_wrap=True)
+    console.print(f"Next: [bold]contrastive {following}[/]", soft_wrap=True)
+
+
+def _moved(data_dir: Path | None) -> dict[str, JSON]:
+    return {} if data_dir is None else to_json({"data_dir": data_dir})
+
+
+def _baselines(name: str, arguments: Mapping[str, JSON], data: ImageData) -> dict[str, Scores]:
+    """What the untrained encoder reaches, and small images themselves."""
+    untrained = on_accelerator(build(name, arguments).method)
+    rows = {}
+    size = next(iter(data.bank_dataloader()))["image"].shape[-1]
+    if size <= LARGEST_RAW_IMAGE:
+        rows["raw pixels"] = score_pixels(untrained, data)
+    return {**rows, "untrained encoder": score_method(untrained, data)}
+
+
+def _write_scores(folder: RunFolder, rows: Mapping[str, Scores], *, checkpoint: Path) -> None:
+    scores = {name: row.as_json() for name, row in rows.items()}
+    record = {"checkpoint": checkpoint.name, "protocol": PROTOCOL, "when": now(), "scores": scores}
+    folder.evaluation_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _cause(error: Exception) -> str:
+    """One line. Errors that are not made for users to read keep their type, and point at the traceback."""
+    words = " ".join(str(error).split())
+    if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError | MisconfigurationException) and words:
+        return words if len(words) <= LONGEST_CAUSE else f"{words[:LONGEST_CAUSE]} ... (add {DEBUG} to see all)"
+    return f"{type(error).__name__}: {words} (add {DEBUG} to see where)"
+
+
+def _complain(cause: str, code: int) -> int:
+    print(f"error: {cause}", file=sys.stderr)
+    return code

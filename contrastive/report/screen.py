@@ -1,0 +1,138 @@
+"""What a person sees in the shell: progress, tables, and no noise."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from contrastive.runs.scores import PROTOCOL, Scores
+
+# Parts of Lightning's messages that tell the user of the shell nothing to act on, each with the reason.
+IRRELEVANT_MESSAGES = (
+    "GPU available",  # the header says what the run uses
+    "TPU available",  # likewise
+    "litlogger",  # an advertisement
+    "Using bfloat16 Automatic Mixed Precision",  # the header says it
+    "`Trainer.fit` stopped",  # the table that follows says it
+    "to estimate number of stepping batches",  # how the schedule learns its length
+    "LOCAL_RANK",  # the header says which devices are used
+    "Detected KeyboardInterrupt",  # the shell's own line says it
+)
+IRRELEVANT_WARNINGS = (
+    ".*Experiment logs directory .* exists and is not empty",  # run.json lies there already, on purpose
+    ".*treespec, LeafSpec.*deprecated",  # between Lightning and torch; nothing of the user's or ours
+    ".*does not have many workers",  # their number is a recipe's option
+    ".*Linear evaluation stopped short",  # the table marks the number
+)
+NOT_CONVERGED = "* Some of the tried l2 were stopped short of their optimum; evaluation.json says how far."
+REFRESH_EVERY_STEPS = 10
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run; where the output is no terminal, one line per epoch.
+
+    Args:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+        times = (TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
+        self.prints_lines = not console.is_terminal
+
+    def disable(self) -> None:
+        """Draw nothing: Lightning asks this of every rank but the first."""
+        self.bar.disable, self.prints_lines = True, False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The bar appears."""
+        self.bar.start()
+        self.task = self.bar.add_task(self._text(trainer), total=trainer.estimated_stepping_batches)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The bar moves; the numbers beside it only now and then, as reading one waits for the device."""
+        self.bar.update(self.task, completed=trainer.global_step)
+        if trainer.global_step % REFRESH_EVERY_STEPS == 0:
+            self.bar.update(self.task, description=self._text(trainer))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A line for files and pipes."""
+        if self.prints_lines:
+            self.console.print(self._text(trainer), highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The bar goes; what stays is for the shell to print."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The terminal's cursor is given back."""
+        self.bar.stop()
+
+    @staticmethod
+    def _text(trainer: pl.Trainer) -> str:
+        metrics = trainer.progress_bar_metrics
+        shown = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        if "train/loss" in metrics:
+            shown.append(f"loss {metrics['train/loss']:.3f}")
+        for name, value in metrics.items():
+            if name.endswith("/top1") and isinstance(value, int | float):
+                probe = name.removesuffix("/top1").replace("_", " ")
+                shown.append(f"{probe} {100 * value:.1f} %")
+        return "  ".join(shown)
+
+
+def score_table(title: str, rows: Mapping[str, Scores]) -> Table:
+    """Top-1 accuracies in percent, one line for each set of features, with the protocol beneath.
+
+    Args:
+        title: Above the table.
+        rows: Names of the features, and what they reached.
+    """
+    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD, header_style="")
+    table.add_column("top-1 accuracy with")
+    table.add_column("linear\nevaluation", justify="right")
+    for result in next(iter(rows.values())).knn:
+        table.add_column(f"kNN, k {result.k}\nT {result.temperature:g}", justify="right")
+    for name, scores in rows.items():
+        linear = f"{100 * scores.linear.top1:.1f} %" + ("" if scores.linear.converged else "*")
+        table.add_row(name, linear, *(f"{100 * result.top1:.1f} %" for result in scores.knn))
+    unsure = "" if all(scores.linear.converged for scores in rows.values()) else f"\n{NOT_CONVERGED}"
+    table.caption, table.caption_justify = PROTOCOL + unsure, "left"
+    return table
+
+
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """Keeps the named messages and warnings off the screen; the other warnings take one line each."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger.addFilter(_is_relevant)
+    try:
+        with warnings.catch_warnings():
+            for message in IRRELEVANT_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            warnings.showwarning = _show_in_one_line
+            yield
+    finally:
+        logger.removeFilter(_is_relevant)
+
+
+def _show_in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return not any(part in record.getMessage() for part in IRRELEVANT_MESSAGES)

@@ -1,0 +1,113 @@
+"""A trained encoder as plain weights, for programs that know nothing of this package."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from contrastive.encoders import ResNetEncoder
+from contrastive.module import ContrastiveModule
+
+PLAIN_RESNETS: dict[tuple[type[nn.Module], tuple[int, ...]], str] = {
+    (BasicBlock, (2, 2, 2, 2)): "resnet18",
+    (BasicBlock, (3, 4, 6, 3)): "resnet34",
+    (Bottleneck, (3, 4, 6, 3)): "resnet50",
+}
+PLAIN_WIDTH = 64
+
+
+def save_encoder(encoder: nn.Module, file: Path) -> str:
+    """Write the encoder's weights and buffers as safetensors, under the names of the plain model.
+
+    Args:
+        encoder: A trained encoder.
+        file: The file to write.
+
+    Returns:
+        Three lines of Python that load the file, ``strict=True``, into the plain torchvision or timm model, as
+        ``model``; into one of ``contrastive.encoders`` where neither of them has the architecture.
+
+    Raises:
+        TypeError: The encoder is neither of ``contrastive.encoders`` nor of timm.
+    """
+    from safetensors.torch import save_file
+
+    imports, construction = _plain_model(encoder)
+    # Copies, since safetensors refuses tensors that share memory.
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in encoder.state_dict().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, file, metadata={"format": "pt"})
+    return "\n".join(
+        [
+            f"{imports}; from safetensors.torch import load_file",
+            construction,
+            f"model.load_state_dict(load_file({str(file)!r}), strict=True)",
+        ]
+    )
+
+
+def save_onnx(method: ContrastiveModule, file: Path) -> None:
+    """Write the encoder as ONNX: ``images`` float32 [B, 3, H, W], normalised, to ``features`` [B, D], for any B.
+
+    Height and width are those of the method's evaluation view.
+
+    Args:
+        method: A trained method.
+        file: The file to write.
+
+    Raises:
+        ModuleNotFoundError: The packages ``onnx`` and ``onnxscript`` are not installed.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"Writing ONNX takes the package {missing[0]}, which is not installed: "
+            "pip install 'contrastive-lightning[onnx]'."
+        )
+    large = torch.zeros(2, 3, 512, 512, dtype=torch.uint8)
+    example = method.make_views.evaluation_view(large)  # two images: a batch of one would be taken for the only size
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        method.encoder.cpu().eval(),
+        (example,),
+        file,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _plain_model(encoder: nn.Module) -> tuple[str, str]:
+    """One line that imports what the plain model needs, and one that builds it as ``model``."""
+    if isinstance(encoder, ResNetEncoder):
+        return _plain_resnet(encoder)
+    architecture = getattr(encoder, "default_cfg", {}).get("architecture")
+    if architecture is None:
+        raise TypeError(
+            f"How to build a plain {type(encoder).__name__} is not known. Export encoders of contrastive.encoders or "
+            "timm; for any other, save encoder.state_dict() with safetensors yourself."
+        )
+    size = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
+    options = f", img_size={size[0]}" if size else ""
+    return "import timm", f"model = timm.create_model({architecture!r}, num_classes=0{options})"
+
+
+def _plain_resnet(encoder: ResNetEncoder) -> tuple[str, str]:
+    stages = [stage for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)]
+    block, layers = type(encoder.layer1[0]), tuple(len(stage) for stage in stages)
+    width, small = encoder.conv1.out_channels, encoder.conv1.kernel_size == (3, 3)
+    if width != PLAIN_WIDTH or (block, layers) not in PLAIN_RESNETS:
+        stem = "small" if small else "imagenet"
+        imports = (
+            f"from contrastive.encoders import ResNetEncoder; from torchvision.models.resnet import {block.__name__}"
+        )
+        return imports, f"model = ResNetEncoder({block.__name__}, {list(layers)}, stem={stem!r}, width={width})"
+    name = PLAIN_RESNETS[block, layers]
+    lines = [f"model = {name}()", "model.fc = nn.Identity()"]
+    if small:  # SimCLR, appendix B.9
+        lines += [f"model.conv1 = nn.Conv2d(3, {width}, 3, padding=1, bias=False)", "model.maxpool = nn.Identity()"]
+    return f"from torch import nn; from torchvision.models import {name}", "; ".join(lines)

@@ -1,0 +1,127 @@
+"""A run's folder: ``run.json``, ``metrics.csv``, checkpoints and pictures in one place."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from contrastive.runs.environment import commit, hardware, versions
+from contrastive.runs.signature import JSON
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where things lie in a run's folder; nothing is written by looking.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def record_file(self) -> Path:
+        """``run.json``: recipe, arguments, commit, versions, hardware, when, and how it ended."""
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """``metrics.csv``: what was logged, as Lightning's CSVLogger writes it."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, of which ``last.ckpt`` is the newest."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def pairs_picture(self) -> Path:
+        """Images beside their augmented views."""
+        return self.path / "pairs.png"
+
+    @property
+    def curves_picture(self) -> Path:
+        """Loss, probe accuracies and learning rate over the epochs."""
+        return self.path / "curves.png"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """Accuracies of the frozen features, with their protocol."""
+        return self.path / "evaluation.json"
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises:
+            FileNotFoundError: There is none: the folder is no run's.
+            ValueError: The file is no record of a run.
+        """
+        if not self.record_file.exists():
+            raise FileNotFoundError(
+                f"{self.path} holds no run.json, so it is no run's folder. Give the folder that `contrastive fit` "
+                "named at its end, or a checkpoint."
+            )
+        try:
+            record = json.loads(self.record_file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            reason = f"{self.record_file} cannot be read as JSON ({error}). Give a checkpoint instead."
+            raise ValueError(reason) from error
+        if not isinstance(record, dict) or not {"recipe", "arguments"} <= record.keys():
+            raise ValueError(f"{self.record_file} names no recipe and arguments. Give a checkpoint instead.")
+        return record
+
+    def update(self, **changes: Any) -> None:
+        """Add to ``run.json``. A reader sees the old record or the new one, never half of one."""
+        record = self.record() if self.record_file.exists() else {}
+        unfinished = self.record_file.with_suffix(".json.part")
+        unfinished.write_text(json.dumps(record | changes, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(self.record_file)
+
+
+def create(recipe: str, arguments: Mapping[str, JSON], *, at: Path | None = None) -> RunFolder:
+    """Make a new run's folder and write what is known at its start.
+
+    Args:
+        recipe: The recipe's name.
+        arguments: All its arguments, defaults included.
+        at: The folder; by default ``runs/RECIPE-YYYYmmdd-HHMMSS``.
+
+    Raises:
+        FileExistsError: ``at`` is there already and is not empty.
+    """
+    folder = RunFolder(_new(Path("runs"), f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}") if at is None else at)
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise FileExistsError(
+            f"{folder.path} is not empty, and a run keeps its folder to itself. Name a new folder with --run-dir."
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.update(
+        recipe=recipe,
+        arguments=dict(arguments),
+        commit=commit(),
+        versions=versions(),
+        hardware=hardware(),
+        started=now(),
+        finished=None,
+        status="running",
+    )
+    return folder
+
+
+def now() -> str:
+    """The time of day with its offset from UTC, to the second (ISO 8601)."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _new(parent: Path, name: str) -> Path:
+    """A path in ``parent`` that is not there yet: two runs may start in the same second."""
+    paths = (parent / (name if n == 1 else f"{name}-{n}") for n in count(1))
+    return next(path for path in paths if not path.exists())

@@ -1,0 +1,123 @@
+"""A run's folder, or a checkpoint alone, back to the recipe with its trained weights."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from contrastive import recipes
+from contrastive.recipes.recipe import Recipe
+from contrastive.runs.folder import RunFolder
+from contrastive.runs.signature import JSON, CommandLine
+
+CHECKPOINT_KEY = "contrastive"  # where a checkpoint says which recipe and arguments it came from
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A recipe with the weights of a checkpoint in its method.
+
+    Attributes:
+        name: The recipe's name.
+        arguments: All its arguments, overridden ones as given now.
+        recipe: The rebuilt recipe; its method carries the weights and is in evaluation mode.
+        checkpoint: The file the weights are from.
+        epochs: Number of finished epochs of training.
+        folder: The run's folder; for a checkpoint outside of one, the folder that holds the file.
+    """
+
+    name: str
+    arguments: dict[str, JSON]
+    recipe: Recipe
+    checkpoint: Path
+    epochs: int
+    folder: RunFolder
+
+
+def build(name: str, arguments: Mapping[str, JSON]) -> Recipe:
+    """A recipe from its name and arguments, its weights drawn from its seed: the same every time.
+
+    Raises:
+        ValueError: The recipe or an argument of it is not there (any more), or is refused.
+    """
+    function = recipes.load(name)
+    values = CommandLine(function).from_json(arguments)
+    seed = values.get("seed", inspect.signature(function).parameters["seed"].default)
+    pl.seed_everything(seed, verbose=False)
+    return function(**values)
+
+
+def load_run(path: Path, *, overrides: Mapping[str, JSON] | None = None) -> TrainedRun:
+    """The run in a folder (its newest checkpoint), or the run a checkpoint is from.
+
+    A checkpoint says by itself which recipe and arguments it came from; ``run.json`` is not needed.
+
+    Args:
+        path: A run's folder or a checkpoint.
+        overrides: Arguments to change, for example ``data_dir`` where the images have moved.
+
+    Raises:
+        FileNotFoundError: Nothing is there, or no checkpoint yet.
+        ValueError: The file is no checkpoint of a recipe, or its weights do not fit the recipe of today.
+    """
+    file = checkpoint_file(path)
+    checkpoint = read_checkpoint(file)
+    name = checkpoint[CHECKPOINT_KEY]["recipe"]
+    arguments = {**checkpoint[CHECKPOINT_KEY]["arguments"], **(overrides or {})}
+    recipe = build(name, arguments)
+    try:
+        recipe.method.load_state_dict(checkpoint["state_dict"], strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The weights in {file} do not fit recipe {name} as it is now: {reason}") from error
+    recipe.method.eval()
+    inside = file.parent.name == RunFolder(Path()).checkpoints.name
+    folder = RunFolder(file.parent.parent if inside else file.parent)
+    return TrainedRun(name, arguments, recipe, file, checkpoint["epoch"] + 1, folder)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint that ``path`` means: itself, or the newest of a run's folder.
+
+    Raises:
+        FileNotFoundError: Nothing is there, the folder is no run's, or the run has no checkpoint yet.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no run or checkpoint at {path}. Runs lie in runs/ unless --run-dir said else."
+        )
+    if path.is_file():
+        return path
+    folder = RunFolder(path)
+    folder.record()
+    if not folder.last_checkpoint.exists():
+        raise FileNotFoundError(f"{path} has no checkpoint yet: the first is written when an epoch ends.")
+    return folder.last_checkpoint
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU; nothing in the file is executed (``weights_only=True``).
+
+    Raises:
+        ValueError: The file cannot be read so, or was not written by ``contrastive fit``.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{file} is no checkpoint, or holds more than tensors and plain values, which is never loaded: such a file "
+            "can run code. Give a file that `contrastive fit` wrote."
+        ) from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ValueError(
+            f"{file} does not say which recipe it came from, so it was not written by `contrastive fit`. "
+            "Load it with your own script, by torch.load and load_state_dict."
+        )
+    return checkpoint

@@ -1,0 +1,133 @@
+"""A typed function's signature as a command line, and as the arguments a run's record keeps."""
+
+import inspect
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import docstring_parser
+from jsonargparse import ArgumentParser, Namespace
+
+from contrastive.recipes import did_you_mean
+
+JSON = str | int | float | bool | None
+DEBUG = "--debug"
+SEE_HELP = "Add --help to see all options."
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood; the message is the one line to print."""
+
+
+class CommandLine:
+    """The parameters of one or more functions as words: keyword-only ones are options, the others come by position.
+
+    Their help comes from the ``Args:`` sections of the functions' docstrings. Every command line takes ``--debug``,
+    which is the shell's.
+
+    Args:
+        functions: Their parameters differ in name.
+        prog: How the command is called.
+        description: What it does, for ``--help``.
+    """
+
+    def __init__(
+        self, *functions: Callable[..., object], prog: str | None = None, description: str | None = None
+    ) -> None:
+        self.parameters: dict[str, inspect.Parameter] = {}
+        self.parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+        for function in functions:
+            helps = argument_helps(function)
+            for name, parameter in inspect.signature(function).parameters.items():
+                self.parameters[name] = parameter
+                self._add(parameter, helps[name])
+        self.parser.add_argument(DEBUG, action="store_true", help="After an error, show where it came from.")
+
+    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+        """The parameters' values, converted and checked.
+
+        Raises:
+            UsageError: In one line, what is wrong with which option.
+        """
+        try:
+            return self._values(self.parser.parse_args(list(words)))
+        except ArgumentError as error:
+            raise UsageError(self._explained(str(error))) from error
+
+    def from_json(self, arguments: Mapping[str, JSON]) -> dict[str, Any]:
+        """The inverse of :func:`to_json`: values of the parameters' own types.
+
+        Raises:
+            UsageError: An argument is unknown, missing or of a wrong type.
+        """
+        unknown = [name for name in arguments if name not in self.parameters]
+        if unknown:
+            raise UsageError(f"There is no argument {unknown[0]!r}. {did_you_mean(unknown[0], list(self.parameters))}")
+        try:
+            return self._values(self.parser.parse_object(dict(arguments)))
+        except ArgumentError as error:
+            raise UsageError(self._explained(str(error))) from error
+
+    def _add(self, parameter: inspect.Parameter, help: str) -> None:
+        option, kind = _option(parameter), parameter.annotation
+        if not option.startswith("-"):
+            self.parser.add_argument(parameter.name, metavar=option, type=kind, help=help)
+        elif parameter.default is inspect.Parameter.empty:
+            self.parser.add_argument(option, type=kind, required=True, help=help)
+        elif kind is bool and parameter.default is False:
+            self.parser.add_argument(option, action="store_true", help=help)
+        else:
+            self.parser.add_argument(option, type=kind, default=parameter.default, help=help)
+
+    def _values(self, parsed: Namespace) -> dict[str, Any]:
+        return {name: getattr(parsed, name) for name in self.parameters}
+
+    def _explained(self, message: str) -> str:
+        """The parser's message in this command's own words, as one line."""
+        wrong = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
+        if wrong and wrong[1] in self.parameters:
+            parameter = self.parameters[wrong[1]]
+            return f"{_option(parameter)} takes {_described(parameter.annotation)}, got {wrong[2].strip()}."
+        missing = re.match(r"the following arguments are required: (.*)", message)
+        if missing:
+            names = (name.strip() for name in missing[1].split(","))
+            wanted = (_option(self.parameters[name]) if name in self.parameters else name for name in names)
+            return f"Missing: {', '.join(wanted)}. {SEE_HELP}"
+        extra = re.match(r"unrecognized arguments: (\S+)", message)
+        if extra and extra[1].startswith("-"):
+            word = extra[1].partition("=")[0]
+            options = [o for o in map(_option, self.parameters.values()) if o.startswith("-")]
+            return f"There is no option {word}. {did_you_mean(word.replace('_', '-'), options)}"
+        if extra:
+            return f"{extra[1]!r} is one word too many: options begin with --. {SEE_HELP}"
+        return " ".join(message.split())
+
+
+def argument_helps(function: Callable[..., object]) -> dict[str, str]:
+    """What the ``Args:`` section of a function's docstring says of each parameter."""
+    described = docstring_parser.parse(function.__doc__ or "").params
+    return {one.arg_name: " ".join((one.description or "").split()) for one in described}
+
+
+def to_json(arguments: Mapping[str, Any]) -> dict[str, JSON]:
+    """Arguments as JSON holds them: paths become absolute strings, so that a record means the same anywhere."""
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in arguments.items()}
+
+
+def _option(parameter: inspect.Parameter) -> str:
+    """How a parameter is called in the shell."""
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        return "--" + parameter.name.replace("_", "-")
+    return parameter.name.upper()
+
+
+def _described(kind: Any) -> str:
+    """A type in words for people."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_args(kind):
+        return " or ".join(_described(one) for one in get_args(kind))
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", type(None): "null"}
+    return words.get(kind, str(kind))

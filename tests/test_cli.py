@@ -1,0 +1,327 @@
+"""The shell: what it prints, what it writes, and how it fails."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import ResNet, resnet18
+
+from contrastive import recipes
+from contrastive.cli import main
+from contrastive.runs.load import load_run
+
+ROOT = Path(__file__).parent.parent
+TINY = "--max-epochs 2 --batch-size 8"
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of solid colours with noise, 32x32: two images of each to train on and two to test."""
+    folder = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in range(10):
+            (folder / split / f"class{label}").mkdir(parents=True)
+            for number in range(2):
+                pixels = noise.integers(0, 60, (32, 32, 3)) + 19 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / f"class{label}" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "simclr"
+    assert main(f"fit simclr_resnet18_cifar10 --data-dir {images} {TINY} --width 8 --run-dir {folder}".split()) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_width_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with the published encoder."""
+    folder = tmp_path_factory.mktemp("runs") / "moco"
+    options = "--max-epochs 1 --batch-size 16 --queue-size 32 --batch-norm-groups 2"
+    assert main(f"fit moco_resnet18_cifar10 --data-dir {images} {options} --run-dir {folder}".split()) == 0
+    return folder
+
+
+def error_of(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code, and all that was written to stderr."""
+    code = main(words.split())
+    return code, capsys.readouterr().err
+
+
+def test_a_run_leaves_its_record_metrics_checkpoint_and_pictures(run: Path) -> None:
+    assert {file.name for file in run.iterdir()} >= {
+        "run.json",
+        "metrics.csv",
+        "checkpoints",
+        "pairs.png",
+        "curves.png",
+    }
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    with (run / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    logged = {name for row in rows for name, value in row.items() if value}
+    assert {"train/loss", "train/lr", "train/images_per_s", "knn/top1", "linear_probe/top1"} <= logged
+    assert {row["epoch"] for row in rows} == {"0", "1"}
+
+
+def test_a_checkpoint_alone_gives_the_run_back(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "moved.ckpt"
+    alone.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    from_folder, from_file = load_run(run), load_run(alone)
+    assert from_file.name == from_folder.name == "simclr_resnet18_cifar10"
+    assert from_file.arguments == json.loads((run / "run.json").read_text())["arguments"]
+    assert from_file.epochs == 2
+    saved = torch.load(alone, weights_only=True)["state_dict"]
+    for name, weight in from_file.recipe.method.state_dict().items():
+        assert torch.equal(weight, saved[name]), name
+
+
+def test_evaluate_reports_what_the_protocol_gives(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--baselines"]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((run / "evaluation.json").read_text())
+    assert list(record["scores"]) == ["raw pixels", "untrained encoder", "trained encoder"]
+    for name, scores in record["scores"].items():
+        line = next(line for line in printed.splitlines() if line.strip().startswith(name))
+        assert f"{100 * scores['linear_evaluation']['top1']:.1f} %" in line
+        assert [(knn["k"], knn["temperature"]) for knn in scores["knn"]] == [(20, 0.1), (20, 0.07)]
+        assert all(f"{100 * knn['top1']:.1f} %" in line for knn in scores["knn"])
+
+
+def test_evaluation_of_the_embedded_features_agrees_with_evaluate(run: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    for split in ("train", "val"):
+        assert main(["embed", str(run), "--output", str(tmp_path / f"{split}.npz"), "--split", split]) == 0
+    bank, test = np.load(tmp_path / "train.npz"), np.load(tmp_path / "val.npz")
+    unit = {id(one): one["features"] / np.linalg.norm(one["features"], axis=1, keepdims=True) for one in (bank, test)}
+    votes = np.exp(unit[id(test)] @ unit[id(bank)].T / 0.07) @ np.eye(10)[bank["labels"]]  # k is the whole bank
+    expected = float((votes.argmax(1) == test["labels"]).mean())
+    reported = json.loads((run / "evaluation.json").read_text())["scores"]["trained encoder"]["knn"][1]
+    assert reported == {"k": 20, "temperature": 0.07, "top1": pytest.approx(expected)} | {
+        name: reported[name] for name in ("top5", "num_bank", "num_test")
+    }
+
+
+def test_embed_names_the_file_and_class_of_every_row(run: Path, images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "features.npz"
+    assert main(["embed", str(run), "--output", str(file)]) == 0
+    arrays = np.load(file)
+    assert arrays["features"].shape == (20, 64)
+    assert arrays["features"].dtype == np.float32
+    expected = sorted(path.relative_to(images / "test").as_posix() for path in (images / "test").rglob("*.png"))
+    assert arrays["files"].tolist() == expected
+    assert arrays["index"].tolist() == list(range(20))
+    assert [arrays["classes"][label] for label in arrays["labels"]] == [name.split("/")[0] for name in expected]
+    pixels = torch.from_numpy(np.array(Image.open(images / "test" / expected[7]))).permute(2, 0, 1)[None]
+    method = load_run(run).recipe.method
+    with torch.no_grad():
+        feature = method.encoder(method.make_views.evaluation_view(pixels))[0]
+    np.testing.assert_allclose(arrays["features"][7], feature.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_weights_load_into_plain_torchvision_with_the_printed_lines(
+    full_width_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["export", str(full_width_run), "--output", str(tmp_path / "encoder.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    code = [line for line in printed.splitlines() if line.startswith(("from", "model"))]
+    assert len(code) == 3
+    assert "contrastive" not in "".join(code)
+    names: dict[str, object] = {}
+    exec("\n".join(code), names)
+    model = names["model"]
+    assert type(model) is ResNet
+    pixels = torch.rand(4, 3, 32, 32)
+    ours = load_run(full_width_run).recipe.method.encoder
+    with torch.no_grad():
+        assert torch.equal(model.eval()(pixels), ours(pixels))
+
+    by_hand = resnet18()
+    by_hand.conv1, by_hand.maxpool, by_hand.fc = (
+        nn.Conv2d(3, 64, 3, padding=1, bias=False),
+        nn.Identity(),
+        nn.Identity(),
+    )
+    by_hand.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_a_narrow_encoder_is_exported_with_lines_that_load_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["export", str(run), "--output", str(tmp_path / "encoder.safetensors")]) == 0
+    names: dict[str, object] = {}
+    exec("\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith(("from", "model"))), names)
+    model, pixels = names["model"], torch.rand(4, 3, 32, 32)
+    assert isinstance(model, nn.Module)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(pixels), load_run(run).recipe.method.encoder(pixels))
+
+
+def test_a_run_whose_images_are_gone_can_still_be_exported(run: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["contrastive"]["arguments"]["data_dir"] = str(tmp_path / "gone")
+    torch.save(checkpoint, tmp_path / "orphan.ckpt")
+    assert main(["export", str(tmp_path / "orphan.ckpt")]) == 0
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+def test_images_that_have_moved_are_found_by_data_dir(run: Path, images: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["contrastive"]["arguments"]["data_dir"] = str(tmp_path / "gone")
+    torch.save(checkpoint, tmp_path / "orphan.ckpt")
+    output = str(tmp_path / "features.npz")
+    assert main(["embed", str(tmp_path / "orphan.ckpt"), "--output", output]) == 1
+    assert main(["embed", str(tmp_path / "orphan.ckpt"), "--output", output, "--data-dir", str(images)]) == 0
+
+
+def test_onnx_gives_the_same_features(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
+    file = tmp_path / "encoder.onnx"
+    words = ["export", str(run), "--output", str(tmp_path / "encoder.safetensors"), "--onnx", str(file)]
+    assert main(words) == 0
+    pixels = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = load_run(run).recipe.method.encoder(pixels)
+    (features,) = reference.ReferenceEvaluator(str(file)).run(None, {"images": pixels.numpy()})
+    np.testing.assert_allclose(features, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_recipes_are_listed_with_their_first_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name in recipes.names():
+        assert f"{name} {recipes.summary(name)[:20]}" in printed
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_without_a_command_the_shell_says_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert "contrastive fit [RECIPE] [--option VALUE ...]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fti", "There is no command 'fti'. Did you mean fit?"),
+        (
+            "fit simclr_resnet18_cifar1",
+            "There is no recipe 'simclr_resnet18_cifar1'. Did you mean simclr_resnet18_cifar10?",
+        ),
+        ("fit simclr_resnet18_cifar10", "Missing: --data-dir. Add --help to see all options."),
+        ("fit simclr_resnet18_cifar10 --epochs 3", "There is no option --epochs. Did you mean --max-epochs?"),
+        ("fit simclr_resnet18_cifar10 --data-dir x --lr-per-256 fast", "--lr-per-256 takes a number, got fast."),
+        ("embed x --output y --split tset", "--split takes train or val, got tset."),
+    ],
+)
+def test_a_command_that_is_not_understood_gets_one_line_and_exit_code_2(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_of(words, capsys) == (2, f"error: {message}\n")
+
+
+def test_a_missing_folder_is_one_line_and_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, error = error_of("fit simclr_resnet18_cifar10 --data-dir missing", capsys)
+    assert code == 1
+    assert error.startswith("error: There is no folder ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_in_use_is_refused(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "run.json").read_text()
+    code, error = error_of(f"fit simclr_resnet18_cifar10 --data-dir {images} --run-dir {run}", capsys)
+    assert code == 1
+    assert f"error: {run} is not empty, and a run keeps its folder to itself." in error
+    assert (run / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a checkpoint", "is no checkpoint, or holds more than tensors and plain values"),
+        (None, "does not say which recipe it came from"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_ours_is_named(
+    content: bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "some.ckpt"
+    if content is None:
+        torch.save({"state_dict": {}}, file)
+    else:
+        file.write_bytes(content)
+    code, error = error_of(f"evaluate {file}", capsys)
+    assert code == 1
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_failing_run_records_that_it_failed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"fit moco_resnet18_cifar10 --data-dir {images} --max-epochs 1 --batch-size 12 --width 8"
+    code, error = error_of(f"{words} --queue-size 24 --run-dir {tmp_path / 'run'}", capsys)
+    assert code == 1
+    assert "error: BatchNorm in 8 groups needs a batch that 8 divides, got 12." in error
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["error"].startswith("ValueError: BatchNorm in 8 groups")
+
+
+def shell(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "contrastive", *words], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_failing_process_exits_with_1_and_shows_a_traceback_only_with_debug() -> None:
+    plain, debugged = shell("evaluate", "missing"), shell("evaluate", "missing", "--debug")
+    assert plain.returncode == debugged.returncode == 1
+    line = "error: There is no run or checkpoint at missing. Runs lie in runs/ unless --run-dir said else.\n"
+    assert plain.stderr == line
+    assert debugged.stderr.startswith("Traceback (most recent call last):")
+    assert debugged.stderr.endswith(line)
+
+
+def test_an_interrupted_run_exits_with_130_and_says_so_in_its_record(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = f"fit simclr_resnet18_cifar10 --data-dir {images} --batch-size 8 --width 8 --max-epochs 100000"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "contrastive", *words.split(), "--run-dir", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.endswith("error: interrupted\n")
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert load_run(folder).epochs >= 1
+
+
+@pytest.mark.parametrize("recipe", ["simclr_resnet18_cifar10", "moco_resnet18_cifar10"])
+def test_recipes_train_on_real_cifar10_files(recipe: str, cifar10_folder: Path, tmp_path: Path) -> None:
+    words = f"fit {recipe} --data-dir {cifar10_folder} --max-epochs 1 --limit 5 --batch-size 16 --width 8"
+    assert main([*words.split(), "--run-dir", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished"
