@@ -83,7 +83,8 @@ def test_hidden_files_and_folders_are_ignored(pets: Path) -> None:
 def test_links_are_followed_but_no_folder_is_visited_twice(pets: Path) -> None:
     train = pets / "train"
     (train / "cat" / "loop").symlink_to(train, target_is_directory=True)
-    (train / "alias_of_cat").symlink_to(train / "cat", target_is_directory=True)
+    for alias in ("a", "b", "y", "z"):
+        (train / f"{alias}_cat").symlink_to(train / "cat", target_is_directory=True)
     (train / "hare").symlink_to(pets / "val" / "dog", target_is_directory=True)
     tree = list_images(train)
     assert tree.classes == ["cat", "dog", "hare"]
@@ -334,13 +335,11 @@ def test_names_that_are_not_ascii_are_found_and_read(tmp_path: Path) -> None:
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 1]
 
 
-def test_all_images_can_be_taken_into_memory(cifar10_folder: Path) -> None:
-    folders = ImageFolders(
-        cifar10_folder / "train", cifar10_folder / "test", image_size=32, batch_size=30, num_workers=0, seed=4
-    )
+def test_all_images_can_be_taken_into_memory(pets: Path) -> None:
+    folders = ImageFolders(pets / "train", pets / "val", image_size=16, batch_size=3, num_workers=0, seed=4)
     tensors = folders.as_tensors()
     assert tensors.classes == folders.classes
-    assert tensors.num_images("val") == 200
+    assert tensors.num_images("val") == 6
     for from_files, from_memory in zip(folders.train_dataloader(), tensors.train_dataloader(), strict=True):
         for key in ("image", "index", "label"):
             torch.testing.assert_close(from_memory[key], from_files[key], rtol=0, atol=0)

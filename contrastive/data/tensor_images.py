@@ -120,7 +120,8 @@ def as_tensors(data: ImageData) -> TensorImages:
 def _load_all(data: ImageData, split: str, num_images: int) -> tuple[Tensor, Tensor | None]:
     start = told = time.perf_counter()
     images, labels = torch.empty(0), None
-    for batch in data.load(split, ExactSampler(num_images), 256, keep_workers=False):
+    batch_size = data.val_batch_size or data.batch_size
+    for batch in data.load(split, ExactSampler(num_images), batch_size, keep_workers=False):
         index = batch["index"]
         if not len(images):
             images = batch["image"].new_empty(num_images, *batch["image"].shape[1:])
