@@ -32,6 +32,7 @@ from contrastive.runs.export import save_encoder, save_onnx
 from contrastive.runs.folder import RunFolder, create, now
 from contrastive.runs.load import build, load_run
 from contrastive.runs.scores import (
+    PIXELS_SIDE,
     PROTOCOL,
     Scores,
     embeddings,
@@ -44,7 +45,6 @@ from contrastive.runs.training import train
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them
 LONGEST_CAUSE = 1000  # characters; some libraries put whole models into their messages
-LARGEST_RAW_IMAGE = 64  # pixels a side; beyond, logistic regression on pixels takes longer than it teaches
 
 console = Console(highlight=False)
 
@@ -114,7 +114,7 @@ def evaluate(run: Path, *, data_dir: Path | None = None, baselines: bool = False
     Args:
         run: A run's folder or a checkpoint.
         data_dir: Where the images lie now, if not where the run was trained.
-        baselines: Also score the untrained encoder and, for images of at most 64 pixels, the raw pixels.
+        baselines: Also score the untrained encoder and the images' own pixels.
     """
     trained = load_run(run, overrides=_moved(data_dir))
     data = trained.recipe.open_data()
@@ -226,13 +226,12 @@ def _moved(data_dir: Path | None) -> dict[str, JSON]:
 
 
 def _baselines(name: str, arguments: Mapping[str, JSON], data: ImageData) -> dict[str, Scores]:
-    """What the untrained encoder reaches, and small images themselves."""
+    """What there is without training."""
     untrained = on_accelerator(build(name, arguments).method)
-    rows = {}
-    size = next(iter(data.bank_dataloader()))["image"].shape[-1]
-    if size <= LARGEST_RAW_IMAGE:
-        rows["raw pixels"] = score_pixels(untrained, data)
-    return {**rows, "untrained encoder": score_method(untrained, data)}
+    return {
+        f"raw pixels, {PIXELS_SIDE} x {PIXELS_SIDE}": score_pixels(untrained, data),
+        "untrained encoder": score_method(untrained, data),
+    }
 
 
 def _write_scores(folder: RunFolder, rows: Mapping[str, Scores], *, checkpoint: Path) -> None:

@@ -92,7 +92,7 @@ def test_evaluate_reports_what_the_protocol_gives(run: Path, capsys: pytest.Capt
     assert main(["evaluate", str(run), "--baselines"]) == 0
     printed = capsys.readouterr().out
     record = json.loads((run / "evaluation.json").read_text())
-    assert list(record["scores"]) == ["raw pixels", "untrained encoder", "trained encoder"]
+    assert list(record["scores"]) == ["raw pixels, 16 x 16", "untrained encoder", "trained encoder"]
     for name, scores in record["scores"].items():
         line = next(line for line in printed.splitlines() if line.strip().startswith(name))
         assert f"{100 * scores['linear_evaluation']['top1']:.1f} %" in line
