@@ -30,10 +30,10 @@ $(BIN)/python:
 
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about two minutes the first time."
-	@$(INSTALL) .
+	@$(INSTALL) . 2> $(VENV)/install.log || { cat $(VENV)/install.log; exit 1; }
 	@touch $@
 
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) with the development tools: about two minutes the first time."
-	@$(INSTALL) '.[dev]'
+	@$(INSTALL) '.[dev]' 2> $(VENV)/install.log || { cat $(VENV)/install.log; exit 1; }
 	@touch $@ $(VENV)/installed

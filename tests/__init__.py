@@ -1,4 +1,4 @@
-"""Tests; and the checker behind jaxtyping's pytest hook: beartype, an int taken where a float is asked for (PEP 484)."""
+"""Tests; and the checker behind jaxtyping's pytest hook: beartype, with an int taken for a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 
