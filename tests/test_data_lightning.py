@@ -169,6 +169,11 @@ for kind, data in sources.items():
     else:
         trainer.fit(module, data)
     results[kind] = {"accuracy": float(trainer.callback_metrics["accuracy"]), "seen": module.seen}
+try:
+    where = "empty" if trainer.global_rank == 0 else "images"
+    ImageFolders(folder / where, image_size=8, batch_size=2).setup()
+except ValueError as error:
+    results["refused"] = str(error)
 (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(results))
 """
 
@@ -214,6 +219,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two real ranks saw and logged, per kind of data."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "images").mkdir()
+    (folder / "empty").mkdir()
     for k in range(9):
         Image.new("RGB", (8, 8), (k, k, k)).save(folder / "images" / f"{k}.png")
     (folder / "script.py").write_text(SCRIPT)
@@ -254,6 +260,12 @@ def test_two_ranks_train_on_each_image_once_per_epoch(kind: str, two_ranks: list
     epochs = [first + second for first, second in zip(*trained, strict=True)]
     assert all(len(epoch) == len(set(epoch)) == 8 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 2
+
+
+@pytest.mark.slow
+def test_what_the_first_rank_finds_wrong_stops_every_rank(two_ranks: list[dict[str, Any]]) -> None:
+    assert two_ranks[0]["refused"].startswith("No images in ")
+    assert two_ranks[1]["refused"] == two_ranks[0]["refused"]
 
 
 @pytest.mark.slow
