@@ -63,7 +63,7 @@ class ImageData(pl.LightningDataModule):
             ValueError: There are fewer images than one global batch.
         """
         rank, world_size = rank_and_world_size()
-        overfitting = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfitting = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         sampler = TrainSampler(
             self.num_images("train"),
             self.batch_size,
