@@ -2,7 +2,8 @@
 
 from typing import Any, Literal, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -47,6 +48,11 @@ class ResNetEncoder(ResNet):
         for module in self.modules():  # torchvision's own initialisation, for what was built after it
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, num_features]; the images are laid out channels-last, in which convolutions are faster."""
+        features: Tensor = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return features
 
 
 def resnet10(*, stem: Stem = "imagenet", width: int = 64) -> ResNetEncoder:
