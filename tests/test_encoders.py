@@ -11,11 +11,11 @@ from contrastive.encoders import resnet10, resnet18, resnet34, resnet50, timm_en
 
 @pytest.mark.parametrize(("ours", "name"), [(resnet18, "resnet18"), (resnet34, "resnet34"), (resnet50, "resnet50")])
 def test_weights_load_into_plain_torchvision_and_give_the_same_features(ours, name: str) -> None:
-    encoder = ours().eval()
-    plain = torchvision.models.get_model(name)
+    encoder = ours().double().eval()
+    plain = torchvision.models.get_model(name).double()
     plain.fc = nn.Identity()
     plain.load_state_dict(encoder.state_dict(), strict=True)
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     features = encoder(images)
     assert features.shape == (2, encoder.num_features)
     torch.testing.assert_close(features, plain.eval()(images))
