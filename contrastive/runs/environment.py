@@ -15,7 +15,8 @@ def commit() -> str | None:
     if _git("ls-files", "--error-unmatch", "module.py") is None:
         return None  # an installed copy, even where its virtual environment lies in somebody's repository
     head = _git("rev-parse", "--short=12", "HEAD")
-    return f"{head}+changes" if _git("status", "--porcelain", "--untracked-files=no") else head
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    return f"{head}+changes" if changes else head  # rows are appended while measuring: they are no change of the code
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """A run's folder, or a checkpoint alone, back to the recipe with its trained weights."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from contrastive import recipes
 from contrastive.recipes.recipe import Recipe
 from contrastive.runs.folder import RunFolder
-from contrastive.runs.signature import JSON, CommandLine
+from contrastive.runs.signature import JSON, CommandLine, defaults
 
 CHECKPOINT_KEY = "contrastive"  # where a checkpoint says which recipe and arguments it came from
 
@@ -47,7 +46,7 @@ def build(name: str, arguments: Mapping[str, JSON]) -> Recipe:
     """
     function = recipes.load(name)
     values = CommandLine(function).from_json(arguments)
-    seed = values.get("seed", inspect.signature(function).parameters["seed"].default)
+    seed = {**defaults(function), **values}["seed"]
     pl.seed_everything(seed, verbose=False)
     return function(**values)
 

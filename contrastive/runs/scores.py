@@ -82,11 +82,30 @@ def score(encode: Callable[[Tensor], Tensor], data: ImageData, *, device: torch.
         ValueError: There are no validation images, or no labels.
     """
     train, test = (features_of(encode, data, split, device=device) for split in ("train", "val"))
-    bank = KNNClassifier(train, num_classes=data.num_classes)
-    knn = []
+    return Scores(evaluate_linearly(train, test, num_classes=data.num_classes), _knn(train, test, data.num_classes))
+
+
+def score_knn(method: ContrastiveModule, data: ImageData) -> list[KNNResult]:
+    """The part of :func:`score_method` that takes seconds.
+
+    Args:
+        method: Its device is where the images are encoded.
+        data: Training and validation images with labels.
+
+    Raises:
+        ValueError: There are no validation images, or no labels.
+    """
+    with eval_mode(method):
+        train, test = (features_of(method, data, split, device=method.device) for split in ("train", "val"))
+    return _knn(train, test, data.num_classes)
+
+
+def _knn(train: Features, test: Features, num_classes: int | None) -> list[KNNResult]:
+    bank = KNNClassifier(train, num_classes=num_classes)
+    results = []
     for k, temperature in KNN_SETTINGS:
-        knn += bank.evaluate(test, k=[min(k, len(bank))], temperature=[temperature])
-    return Scores(evaluate_linearly(train, test, num_classes=data.num_classes), knn)
+        results += bank.evaluate(test, k=[min(k, len(bank))], temperature=[temperature])
+    return results
 
 
 def features_of(encode: Callable[[Tensor], Tensor], data: ImageData, split: str, *, device: torch.device) -> Features:

@@ -111,6 +111,12 @@ def argument_helps(function: Callable[..., object]) -> dict[str, str]:
     return {one.arg_name: " ".join((one.description or "").split()) for one in described}
 
 
+def defaults(function: Callable[..., object]) -> dict[str, Any]:
+    """The default of every parameter that has one."""
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
 def to_json(arguments: Mapping[str, Any]) -> dict[str, JSON]:
     """Arguments as JSON holds them: paths become absolute strings, so that a record means the same anywhere."""
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in arguments.items()}

@@ -1,0 +1,149 @@
+"""Recipes: each file is one, its signature is its command line, and its record rebuilds it."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from contrastive import recipes
+from contrastive.methods import MoCo, SimCLR
+from contrastive.optim import TrainingLength
+from contrastive.recipes.recipe import Recipe, first_of_each_class, split_folders
+from contrastive.runs.load import build
+from contrastive.runs.signature import CommandLine, argument_helps, to_json
+
+NAMES = recipes.names()
+SHARED_OPTIONS = {"max_epochs", "batch_size", "devices", "precision", "seed"}
+SMALL = {"width": 4, "queue_size": 64}
+
+
+def small(name: str, **changes: Any) -> dict[str, Any]:
+    """All arguments of a recipe as JSON, the encoder narrow."""
+    function = recipes.load(name)
+    parameters = inspect.signature(function).parameters
+    words = ["--data-dir", "images"] if "data_dir" in parameters else []
+    values = CommandLine(function).parse(words)
+    return to_json(values | {k: v for k, v in (SMALL | changes).items() if k in parameters})
+
+
+def lr_of(recipe: Recipe) -> float:
+    optimizer, _ = recipe.method.make_optimizer(recipe.method, TrainingLength(steps=1000, steps_per_epoch=10))
+    rates = {group["initial_lr"] for group in optimizer.param_groups}
+    assert len(rates) == 1
+    return float(rates.pop())
+
+
+def test_every_file_of_the_folder_is_a_recipe() -> None:
+    files = {file.stem for file in Path(recipes.__file__).parent.glob("*.py")}
+    assert set(NAMES) == files - {"__init__", "recipe"}
+    assert {"demo", "simclr_resnet18_cifar10", "moco_resnet18_cifar10"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_documents_its_command_its_expectation_and_its_numbers(name: str) -> None:
+    function = recipes.load(name)
+    text = inspect.getdoc(inspect.getmodule(function)) or ""
+    command = "contrastive fit" if name == recipes.DEMO else f"contrastive fit {name} --"
+    assert command in text
+    assert "Expect" in text
+    assert "Numbers: " in text
+    assert 20 < len(recipes.summary(name)) < 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_type_and_a_help(name: str) -> None:
+    function = recipes.load(name)
+    parameters = inspect.signature(function).parameters
+    assert set(parameters) >= SHARED_OPTIONS
+    assert set(argument_helps(function)) == set(parameters)
+    for parameter in parameters.values():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.annotation is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_arguments_rebuild_the_same_recipe(name: str) -> None:
+    arguments = small(name, seed=7)
+    one, other = build(name, arguments), build(name, json.loads(json.dumps(arguments)))
+    assert one.trainer == other.trainer
+    assert one.seed == other.seed == one.method.seed == 7
+    assert one.method.make_views == other.method.make_views
+    weights, again = one.method.state_dict(), other.method.state_dict()
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+    different = build(name, small(name, seed=8)).method.state_dict()
+    assert any(not torch.equal(weights[key], different[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "devices", "lr"),
+    [
+        ("simclr_resnet18_cifar10", 512, 1, 2.0),  # run.py: 1.0 * 512 / 256
+        ("simclr_resnet18_cifar10", 256, 2, 2.0),
+        ("simclr_resnet50_imagenet", 512, 8, 4.8),  # the paper, section 2.2: 0.3 * 4096 / 256
+        ("moco_resnet18_cifar10", 512, 1, 0.06),  # the notebook
+        ("moco_resnet18_cifar10", 256, 1, 0.03),  # "or 0.03 for batch 256"
+        ("moco_resnet50_imagenet", 32, 8, 0.03),  # main_moco.py
+        ("moco_resnet50_imagenet", 32, 4, 0.015),  # the README's note for 4 GPUs
+    ],
+)
+def test_the_learning_rate_follows_the_published_rule(name: str, batch_size: int, devices: int, lr: float) -> None:
+    assert lr_of(build(name, small(name, batch_size=batch_size, devices=devices))) == pytest.approx(lr)
+
+
+def test_published_settings_reach_the_methods() -> None:
+    simclr = build("simclr_resnet18_cifar10", small("simclr_resnet18_cifar10")).method
+    assert isinstance(simclr, SimCLR)
+    assert simclr.temperature == 0.5
+    moco = build("moco_resnet18_cifar10", small("moco_resnet18_cifar10", queue_size=4096)).method
+    assert isinstance(moco, MoCo)
+    assert (moco.temperature, moco.momentum, moco.batch_norm_groups) == (0.1, 0.99, 8)
+    assert tuple(moco.queue.rows.shape) == (4096, 128)
+    large = build("moco_resnet50_imagenet", small("moco_resnet50_imagenet")).method
+    assert isinstance(large, MoCo)
+    assert (large.temperature, large.momentum) == (0.2, 0.999)
+
+
+@pytest.mark.parametrize(("max_epochs", "warmup_epochs"), [(200, 10), (100, 10), (10, 1), (1, 0.1)])
+def test_warm_up_is_ten_epochs_but_never_more_than_a_tenth_of_the_run(max_epochs: int, warmup_epochs: float) -> None:
+    recipe = build("simclr_resnet18_cifar10", small("simclr_resnet18_cifar10", max_epochs=max_epochs))
+    module = nn.Linear(2, 2)
+    _, schedule = recipe.method.make_optimizer(module, TrainingLength(steps=100 * max_epochs, steps_per_epoch=100))
+    factor = schedule.lr_lambdas[0]
+    steps = round(100 * warmup_epochs)
+    assert factor(steps - 1) == factor(steps) == 1
+    assert factor(steps + 1) < 1
+
+
+def test_limit_keeps_the_first_images_of_each_class() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 1, 0, 2, 2])
+    assert first_of_each_class(labels, 2).tolist() == [0, 1, 3, 4, 5]
+    assert first_of_each_class(labels, None).tolist() == list(range(9))
+
+
+def test_a_limit_of_no_image_is_refused(tmp_path: Path) -> None:
+    recipe = build("simclr_resnet18_cifar10", small("simclr_resnet18_cifar10", limit=0))
+    with pytest.raises(ValueError, match=r"^limit must be at least 1 image of each class, got 0\.$"):
+        recipe.open_data()
+
+
+@pytest.mark.parametrize(
+    ("there", "used"), [(["val"], "val"), (["test"], "test"), (["val", "test"], "val"), ([], "val")]
+)
+def test_validation_images_are_those_of_val_or_else_of_test(there: list[str], used: str, tmp_path: Path) -> None:
+    for name in there:
+        (tmp_path / name).mkdir()
+    assert split_folders(tmp_path) == (tmp_path / "train", tmp_path / used)
+
+
+def test_a_typo_in_a_recipes_name_is_answered_with_the_closest() -> None:
+    with pytest.raises(
+        ValueError, match=r"^There is no recipe 'moco_resnet50'\. Did you mean moco_resnet50_imagenet\?$"
+    ):
+        recipes.load("moco_resnet50")
+    with pytest.raises(ValueError, match=r"^There is no recipe 'zzz'\. There are: .*moco_resnet18_cifar10, "):
+        recipes.load("zzz")
