@@ -2,4 +2,5 @@
 
 from contrastive.data.adapter import from_dataset as from_dataset
 from contrastive.data.image_folders import ImageFolders as ImageFolders
+from contrastive.data.shapes import Shapes as Shapes
 from contrastive.data.tensor_images import TensorImages as TensorImages
