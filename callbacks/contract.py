@@ -17,11 +17,13 @@ class Watched:
         features: [V*B, D], V views one after the other; detached.
         labels: [B], where returned; negative where an image has none.
         index: [B], where returned.
+        projections: What the loss compares, any number of rows, where returned; detached.
     """
 
     features: Float[Tensor, "VB D"]
     labels: Int64[Tensor, " B"] | None
     index: Int64[Tensor, " B"] | None
+    projections: Float[Tensor, "M P"] | None
 
     @property
     def num_views(self) -> int:
@@ -48,11 +50,16 @@ def read_step(outputs: Any, needs: Sequence[str], *, reader: str, hook: str, mod
 
     Raises:
         TypeError: A needed key is missing.
-        ValueError: Labels or index do not fit the features.
+        ValueError: Features are no vectors, or labels or index do not fit them.
     """
     if not isinstance(outputs, Mapping) or not set(needs) <= outputs.keys():
         raise TypeError(_what_is_missing(outputs, needs, reader, f"{type(module).__name__}.{hook}"))
-    features = outputs["features"].detach()
+    features, projections = outputs["features"].detach(), outputs.get("projections")
+    if features.ndim != 2:
+        raise ValueError(
+            f"{type(module).__name__}.{hook} returned features of shape {list(features.shape)}. {reader} takes "
+            "vectors, [V*B, D]: pool feature maps first."
+        )
     for key in ("labels", "index"):
         if key not in outputs:
             continue
@@ -63,7 +70,8 @@ def read_step(outputs: Any, needs: Sequence[str], *, reader: str, hook: str, mod
                 f"{type(module).__name__}.{hook} returned {len(features)} features and {num_images} {key}. {reader} "
                 f"takes features [V*B, D], the V views one after the other, and {key} [B]; V is 1 in validation."
             )
-    return Watched(features, outputs.get("labels"), outputs.get("index"))
+    projections = None if projections is None else projections.detach()
+    return Watched(features, outputs.get("labels"), outputs.get("index"), projections)
 
 
 def was_skipped(outputs: Any, module: pl.LightningModule) -> bool:

@@ -185,6 +185,18 @@ def test_labels_that_do_not_fit_the_features_are_refused() -> None:
         fit_with(LinearProbe(NUM_CLASSES), Shuffles(), PictureData())
 
 
+class Maps(Anybodys):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        outputs = super().training_step(batch, batch_idx)
+        return outputs | {"features": outputs["features"][:, :, None, None]}
+
+
+@pytest.mark.parametrize("callback", [LinearProbe(NUM_CLASSES), RepresentationMonitor()], ids=["linear", "monitor"])
+def test_feature_maps_are_refused(callback: pl.Callback) -> None:
+    with pytest.raises(ValueError, match=r"features of shape \[16, 10, 1, 1\]\..*takes vectors, \[V\*B, D\]: pool"):
+        fit_with(callback, Maps(), PictureData())
+
+
 def test_knn_probe_without_a_bank_says_where_to_get_one() -> None:
     data = PictureData()
     with pytest.raises(TypeError, match=r"the trainer has no data module.*KNNProbe\(bank="):

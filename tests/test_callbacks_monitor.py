@@ -85,6 +85,20 @@ def test_collapse_is_warned_of_once_a_run() -> None:
         assert len([w for w in caught if issubclass(w.category, CollapseWarning)]) == 1
 
 
+class CollapsedBehindBatchNorm(SameViews):
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        outputs = super().training_step(batch, batch_idx)
+        return outputs | {"projections": 3 + 1e-3 * outputs["features"][:8]}
+
+
+def test_projections_are_watched_where_they_are_returned() -> None:
+    trainer = quiet([RepresentationMonitor(every_n_steps=1)])
+    with pytest.warns(CollapseWarning, match="Projections have collapsed"):
+        trainer.fit(CollapsedBehindBatchNorm(), PictureData())
+    assert float(trainer.callback_metrics["collapse/projection_std"]) < 0.01
+    assert float(trainer.callback_metrics["collapse/feature_std"]) > 0.8
+
+
 def test_an_untrained_encoder_is_no_collapse() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", CollapseWarning)
