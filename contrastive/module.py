@@ -30,6 +30,7 @@ class Step(NamedTuple):
 
     loss: Float[Tensor, ""]
     features: Float[Tensor, "VB D"]  # encoder output, V views one after the other; what callbacks look at
+    projections: Float[Tensor, "VB P"] | None = None  # what the loss compares: where a collapse shows first
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -70,13 +71,16 @@ class ContrastiveModule(pl.LightningModule):
         return features
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss, and what callbacks look at: detached features, labels, index."""
+        """The loss, and what callbacks look at: detached features and projections, labels, index."""
         check_batch(batch)
         key = SampleKey(self.seed, self.current_epoch, batch["index"])
-        loss, features = self.step(self.make_views(batch["image"], key))
-        self.log("train/loss", loss.detach(), batch_size=len(batch["image"]), prog_bar=True)
+        step = self.step(self.make_views(batch["image"], key))
+        self.log("train/loss", step.loss.detach(), batch_size=len(batch["image"]), prog_bar=True)
         # Lightning detaches only "loss"; features kept attached would hold the graph until the next batch.
-        return {"loss": loss, **_watched(features.detach(), batch)}
+        watched = {"loss": step.loss, **_watched(step.features.detach(), batch)}
+        if step.projections is not None:
+            watched["projections"] = step.projections.detach()
+        return watched
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Features of unaugmented images, for callbacks to score."""

@@ -73,6 +73,8 @@ def test_the_step_hands_detached_features_labels_and_index_to_callbacks(build) -
     for outputs, batch in seen:
         assert len(outputs["features"]) % 16 == 0
         assert not outputs["features"].requires_grad
+        assert outputs["projections"].shape == (len(outputs["features"]), 8)
+        assert not outputs["projections"].requires_grad
         assert outputs["labels"].equal(batch["label"])
         assert outputs["index"].equal(batch["index"])
 

@@ -92,7 +92,7 @@ class MoCo(ContrastiveModule):
         negatives = self.queue.rows.clone()  # [K, P]; backward needs them as they are now, enqueue writes in place
         loss = info_nce(queries, keys, negatives, temperature=self.temperature)
         self.queue.enqueue(gather(keys))  # [M, P]; after the loss, or the positive would be a negative too
-        return Step(loss, features)
+        return Step(loss, features, queries)
 
     def after_optimizer_step(self) -> None:
         """Equation 2 of the paper."""

@@ -52,4 +52,4 @@ class SimCLR(ContrastiveModule):
         features = self.encoder(torch.cat(list(views)))  # [VB, D]; one pass, so BatchNorm sees all views
         projections = self.projector(features)  # [VB, P]
         loss = nt_xent(projections, temperature=self.temperature, num_views=len(views))
-        return Step(loss, features)
+        return Step(loss, features, projections)
