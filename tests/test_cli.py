@@ -325,3 +325,21 @@ def test_recipes_train_on_real_cifar10_files(recipe: str, cifar10_folder: Path, 
     assert main([*words.split(), "--run-dir", str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "finished"
+
+
+def test_the_demo_ends_with_its_table_and_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = "--max-epochs 1 --num-train 60 --num-test 20 --batch-size 20 --width 4"
+    assert main(["fit", *small.split()]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "demo: SimCLR learns drawn shapes whose names it is never told"
+    assert lines[1].startswith("On ")
+    (table,) = [n for n, line in enumerate(lines) if line == "Accuracy on unseen images"]
+    rows = ["raw pixels, 16 x 16", "untrained encoder", "trained encoder"]
+    assert [next(row for row in rows if line.startswith(row)) for line in lines[table + 5 : table + 8]] == rows
+    assert lines[-1] == f"Next: contrastive export runs/{folder.name}"
+    assert list(json.loads((folder / "evaluation.json").read_text())["scores"]) == rows
+    assert {"pairs.png", "curves.png"} <= {file.name for file in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""The demo: SimCLR learns shapes whose names it is never told.
+"""SimCLR learns drawn shapes whose names it is never told.
 
     contrastive fit
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from contrastive.augmentations import MakeViews, SampleKey
+from contrastive.report.screen import probe_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +132,7 @@ def _draw(axes: "Axes", lines: dict[str, Series]) -> None:
         marker = "o" if len(line) < 30 else None
         axes.plot(
             *_columns(line),
-            label=name.removesuffix("/top1").replace("_", " "),
+            label=probe_name(name),
             color=colour,
             marker=marker,
             markersize=3,

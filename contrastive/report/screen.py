@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from contrastive.runs.scores import PROTOCOL, Scores
@@ -24,6 +25,7 @@ IRRELEVANT_MESSAGES = (
     "Using bfloat16 Automatic Mixed Precision",  # the header says it
     "`Trainer.fit` stopped",  # the table that follows says it
     "to estimate number of stepping batches",  # how the schedule learns its length
+    "that has Tensor Cores",  # --precision is the shell's way to use them
     "LOCAL_RANK",  # the header says which devices are used
     "Detected KeyboardInterrupt",  # the shell's own line says it
 )
@@ -47,9 +49,13 @@ class RunProgress(ProgressBar):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-        times = (TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
         self.prints_lines = not console.is_terminal
 
     def disable(self) -> None:
@@ -58,6 +64,7 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The bar appears."""
+        self.started = time.perf_counter()
         self.bar.start()
         self.task = self.bar.add_task(self._text(trainer), total=trainer.estimated_stepping_batches)
 
@@ -75,8 +82,11 @@ class RunProgress(ProgressBar):
             self.console.print(self._text(trainer), highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The bar goes; what stays is for the shell to print."""
+        """The bar gives way to one line."""
         self.bar.stop()
+        if trainer.is_global_zero:
+            minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
+            self.console.print(f"Trained in {minutes} min {seconds} s: {self._text(trainer)}", highlight=False)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The terminal's cursor is given back."""
@@ -85,13 +95,12 @@ class RunProgress(ProgressBar):
     @staticmethod
     def _text(trainer: pl.Trainer) -> str:
         metrics = trainer.progress_bar_metrics
-        shown = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        shown = [f"epoch {_epoch_number(trainer)}/{trainer.max_epochs}"]
         if "train/loss" in metrics:
             shown.append(f"loss {metrics['train/loss']:.3f}")
         for name, value in metrics.items():
             if name.endswith("/top1") and isinstance(value, int | float):
-                probe = name.removesuffix("/top1").replace("_", " ")
-                shown.append(f"{probe} {100 * value:.1f} %")
+                shown.append(f"{probe_name(name)} {100 * value:.1f} %")
         return "  ".join(shown)
 
 
@@ -115,6 +124,12 @@ def score_table(title: str, rows: Mapping[str, Scores]) -> Table:
     return table
 
 
+def probe_name(metric: str) -> str:
+    """What people call the probe that logs ``.../top1``."""
+    name = metric.removesuffix("/top1")
+    return {"knn": "kNN", "linear_probe": "linear probe"}.get(name, name)
+
+
 @contextmanager
 def without_noise() -> Iterator[None]:
     """Keeps the named messages and warnings off the screen; the other warnings take one line each."""
@@ -128,6 +143,11 @@ def without_noise() -> Iterator[None]:
             yield
     finally:
         logger.removeFilter(_is_relevant)
+
+
+def _epoch_number(trainer: pl.Trainer) -> int:
+    """From 1; when training has ended, Lightning already counts one more than there was."""
+    return min(trainer.current_epoch + 1, trainer.max_epochs or 1)
 
 
 def _show_in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -2,13 +2,13 @@
 
 import inspect
 import re
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import docstring_parser
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from contrastive.recipes import did_you_mean
 
@@ -19,6 +19,10 @@ SEE_HELP = "Add --help to see all options."
 
 class UsageError(ValueError):
     """The command line cannot be understood; the message is the one line to print."""
+
+
+class _AsWritten(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help whose description keeps its lines: a recipe's holds commands."""
 
 
 class CommandLine:
@@ -37,7 +41,13 @@ class CommandLine:
         self, *functions: Callable[..., object], prog: str | None = None, description: str | None = None
     ) -> None:
         self.parameters: dict[str, inspect.Parameter] = {}
-        self.parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+        self.parser = ArgumentParser(
+            prog=prog,
+            description=description,
+            formatter_class=_AsWritten,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
         for function in functions:
             helps = argument_helps(function)
             for name, parameter in inspect.signature(function).parameters.items():
