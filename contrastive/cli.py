@@ -212,7 +212,10 @@ def _finish(name: str, arguments: dict[str, JSON], recipe: Recipe, data: ImageDa
     save_pairs(batch["image"], batch["index"], recipe.method.make_views, folder.pairs_picture, recipe.seed, title=title)
     following = f"evaluate {folder.path} --baselines"
     if recipe.evaluate:
-        rows = {**_baselines(name, arguments, data), "trained encoder": score_method(recipe.method, data)}
+        rows = {
+            **_baselines(name, arguments, data),
+            "trained encoder": score_method(on_accelerator(recipe.method), data),
+        }
         console.print("", score_table("Accuracy on unseen images", rows))
         _write_scores(folder, rows, checkpoint=folder.last_checkpoint)
         following = f"export {folder.path}"
