@@ -26,7 +26,7 @@ SHADOW_OFFSET = (0.10, 0.14)
 SHADOW_SOFTNESS = 0.07
 NOISE = 0.06  # a pixel's two-sided range: the sum of two uniform numbers, of standard deviation NOISE / sqrt(6)
 
-DRAWN_AT_ONCE = 1000  # images; always drawn whole, so that fewer images are the first ones of more
+DRAWN_AT_ONCE = 200  # images; always drawn whole, so that fewer images are the first ones of more
 
 
 class Shapes(TensorImages):
