@@ -343,3 +343,9 @@ def test_the_demo_ends_with_its_table_and_the_next_command(
     assert lines[-1] == f"Next: contrastive export runs/{folder.name}"
     assert list(json.loads((folder / "evaluation.json").read_text())["scores"]) == rows
     assert {"pairs.png", "curves.png"} <= {file.name for file in folder.iterdir()}
+
+    after_training = json.loads((folder / "evaluation.json").read_text())["scores"]["trained encoder"]
+    assert main(["evaluate", str(folder)]) == 0
+    from_checkpoint = json.loads((folder / "evaluation.json").read_text())["scores"]["trained encoder"]
+    assert from_checkpoint["knn"] == after_training["knn"]
+    assert from_checkpoint["linear_evaluation"]["top1"] == after_training["linear_evaluation"]["top1"]
