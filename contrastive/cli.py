@@ -10,6 +10,7 @@ RUN is a run's folder or a checkpoint. Add --help to any of them.
 """
 
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +104,7 @@ def list_recipes() -> None:
     for name in recipes.names():
         table.add_row(name, recipes.summary(name))
     console.print(table)
-    console.print("\nNext: contrastive fit RECIPE --help")
+    console.print(f"\nNext: {_program()} fit RECIPE --help")
 
 
 def evaluate(run: Path, *, data_dir: Path | None = None, baselines: bool = False) -> None:
@@ -221,7 +222,15 @@ def _finish(name: str, arguments: dict[str, JSON], recipe: Recipe, data: ImageDa
         following = f"export {folder.path}"
     pictures = f"{folder.pairs_picture.name} and {folder.curves_picture.name}"
     console.print(f"\nIn {folder.path}: {pictures}, metrics.csv, run.json, checkpoints", soft_wrap=True)
-    console.print(f"Next: [bold]contrastive {following}[/]", soft_wrap=True)
+    console.print(f"Next: [bold]{_program()} {following}[/]", soft_wrap=True)
+
+
+def _program() -> str:
+    """How to call this program again: by name where the shell finds it, else as it was called now."""
+    called = Path(sys.argv[0])
+    if shutil.which("contrastive") or called.name not in ("contrastive", "__main__.py"):
+        return "contrastive"
+    return str(called) if called.name == "contrastive" else "python -m contrastive"
 
 
 def _moved(data_dir: Path | None) -> dict[str, JSON]:
