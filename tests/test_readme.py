@@ -1,0 +1,55 @@
+"""The README's trainer script runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from torchvision.transforms.functional import to_pil_image
+
+from contrastive.data import Shapes
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def trainer_script() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (script,) = [block for block in blocks if "pl.Trainer(" in block]
+    return script
+
+
+def replaced(script: str, old: str, new: str) -> str:
+    assert script.count(old) == 1, f"{old!r} stands {script.count(old)} times in the README's script"
+    return script.replace(old, new)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """As many images as one batch of the script, as PNG files in class folders."""
+    shapes = Shapes(num_train=520, num_test=50)
+    for split, images, labels in [
+        ("train", shapes.images("train"), shapes.labels("train")),
+        ("test", shapes.images("val"), shapes.labels("val")),
+    ]:
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            folder = tmp_path / split / shapes.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(folder / f"{number:04d}.png")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # a user's run is not stopped by Lightning's hints either
+def test_the_trainer_script_runs_with_its_data_path_and_epochs_replaced(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = replaced(trainer_script(), '"cifar10/train"', repr(str(image_folder / "train")))
+    script = replaced(script, '"cifar10/test"', repr(str(image_folder / "test")))
+    script = replaced(script, "max_epochs=200", "max_epochs=1")
+    script = replaced(script, "warmup_epochs=10", "warmup_epochs=0")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(script, "README.md", "exec"), namespace)
+    metrics = namespace["trainer"].callback_metrics
+    assert {"train/loss", "linear_probe/top1", "knn/top1", "collapse/effective_rank"} <= metrics.keys()
+    assert metrics["train/loss"].isfinite()
+    assert 0 <= metrics["linear_probe/top1"] <= 1
