@@ -2,8 +2,8 @@
 
     contrastive fit
 
-Expect: no measured row of ours yet. The table at its end compares the trained encoder with the untrained one and with
-the raw pixels; training takes at most three minutes on two CPU cores.
+Expect: 88.0 to 90.5 % by linear evaluation after about two minutes of training on two CPU cores (three seeds,
+``benchmarks/results/quality.jsonl``). The table at its end compares with the untrained encoder and the raw pixels.
 
 Numbers: ours, tuned on two CPU cores; none is published. The encoder is a ResNet of one block a stage, half as wide
 as usual, whose ImageNet stem makes it cheap. The views are SimCLR's without blur; crops keep at least half of the
