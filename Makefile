@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .PHONY: demo test lint types clean
 
-# Passive: two threads that spin for each other crawl, ten times slower, once anything else wants a core.
+# Passive: two threads that spin for each other crawl once anything else wants a core.
 demo: $(VENV)/installed
 	OMP_WAIT_POLICY=passive $(BIN)/contrastive fit
 

@@ -93,7 +93,7 @@ def torchvision_encoder(name: str) -> nn.Module:
     Raises:
         ValueError: torchvision has no such model, or the model ends in no linear layer.
     """
-    model = cast(nn.Module, get_model(name, weights=None))
+    model: Any = get_model(name, weights=None)
     path, classifier = list(model.named_modules())[-1]
     if not isinstance(classifier, nn.Linear):
         raise ValueError(
@@ -101,5 +101,5 @@ def torchvision_encoder(name: str) -> nn.Module:
             "Remove it yourself, set num_features, and pass the module as encoder."
         )
     model.set_submodule(path, nn.Identity())
-    model.num_features = classifier.in_features  # type: ignore[assignment]
-    return model
+    model.num_features = classifier.in_features
+    return cast(nn.Module, model)

@@ -120,7 +120,7 @@ def test_fallback_box_equals_torchvisions() -> None:
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"seed": 2**32}, {"epoch": 1}, {"view": 1}])
 def test_another_seed_epoch_or_view_draws_other_numbers(change: dict[str, int]) -> None:
-    before, after = draw(), draw(**change)  # type: ignore[arg-type]
+    before, after = draw(), draw(**change)
     assert abs(stats.pearsonr(before.hue, after.hue).statistic) < 0.03
     assert abs(stats.pearsonr(before.top, after.top).statistic) < 0.03
 

@@ -1,6 +1,7 @@
 """Benchmarks: rows that can be traced, numbers that claim no more than was seen, tables made of rows alone."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,6 +89,39 @@ def test_quality_appends_accuracy_against_minutes_for_every_seed(
         assert str(images) not in json.dumps(row)
     assert rows[0]["knn"] != rows[2]["knn"] or rows[1]["knn"] != rows[3]["knn"]  # the seed reaches the run
     assert capsys.readouterr().out.count("seed 4 epoch 3: kNN(k 40, T 0.1)") == 1
+
+
+def test_the_training_clock_stands_still_while_features_are_scored(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [0.0]
+    score_knn, score_method = quality.score_knn, quality.score_method
+
+    def slowly(score: Callable[..., Any]) -> Callable[..., Any]:
+        def scored(*arguments: Any) -> Any:
+            seconds[0] += 60.0  # the only thing that takes time on this clock, but for a second per batch
+            return score(*arguments)
+
+        return scored
+
+    class Ticking(quality.Scorer):
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            super().on_train_batch_end(*arguments)
+            seconds[0] += 1.0
+
+    monkeypatch.setattr(quality, "_clock", lambda: seconds[0])
+    monkeypatch.setattr(quality, "score_knn", slowly(score_knn))
+    monkeypatch.setattr(quality, "score_method", slowly(score_method))
+    monkeypatch.setattr(quality, "Scorer", Ticking)
+    rows = tmp_path / "rows.jsonl"
+    words = ["simclr_resnet18_cifar10", "--data-dir", str(images), "--max-epochs", "3", "--width", "4"]
+    assert quality.main([*words, "--batch-size", "8", "--every-n-epochs", "1", "--output", str(rows)]) == 0
+    measured = read_rows(rows)
+    steps = round(60 * measured[0]["train_minutes"])
+    assert steps >= 1
+    assert [round(60 * row["train_minutes"]) for row in measured] == [steps, 2 * steps, 3 * steps]
+    assert [round(60 * row["minutes"]) for row in measured] == [(k * steps) + 60 * k for k in (1, 2, 3)]
+    assert [row["images_per_s"] for row in measured] == pytest.approx([8.0] * 3)
 
 
 def test_a_wrong_option_of_the_recipe_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

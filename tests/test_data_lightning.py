@@ -211,7 +211,7 @@ class OnlyTheFirstIsRight(pl.LightningModule):
 
 def ordinary_loader() -> DataLoader[dict[str, int]]:
     """Nine images in an ordinary loader, whose sampler Lightning replaces."""
-    return DataLoader([{"index": k} for k in range(9)], batch_size=5)  # type: ignore[arg-type]
+    return DataLoader([{"index": k} for k in range(9)], batch_size=5)
 
 
 @pytest.fixture(scope="module")

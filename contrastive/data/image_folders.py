@@ -26,7 +26,7 @@ class ImageFolders(ImageData):
     which are sorted by name.
 
     Files whose extension is no image's are left alone and counted. All others are checked at the start, by one process
-    for all ranks: headers are read and ends looked at, which takes about a minute per million files on a local disk.
+    for all ranks: headers are read and ends looked at, which takes minutes for millions of files on a local disk.
     Bad ones are listed and left out, up to ``max_bad_fraction``. Damage in the middle of a file shows only when it is
     decoded, which then stops the run and names the file; ``verify_pixels=True`` finds it at the start.
 
