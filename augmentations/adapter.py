@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.augmentations.functional import to_float
-from contrastive.augmentations.key import SampleKey
-from contrastive.augmentations.views import check_images, check_key
+from contrastive.augmentations.images import Images, RaggedImages, as_ragged
+from contrastive.augmentations.key import SampleKey, names_of
 
 Transform = Callable[[Tensor], Any]  # a view or several; what it really returned is checked at each call
 
@@ -30,12 +30,12 @@ def views_from(
     else is in the batch.
 
     Args:
-        transform: Takes float32 [B, 3, H, W] in [0, 1] and returns one view [B, 3, h, w], as a
+        transform: Takes float32 [B, C, H, W] in [0, 1] and returns one view [B, C, h, w], as a
             ``kornia.augmentation.AugmentationSequential`` does, or a list or tuple of views. It normalises, if
             anything does. It runs in float32, also under autocast, and without gradients; if it is an ``nn.Module``,
             it is moved to the images' device.
         num_views: How often to call a transform that returns one view. One that returns several is called once.
-        evaluation: Takes float32 [B, 3, H, W] in [0, 1] and returns what the encoder should see of unaugmented images,
+        evaluation: Takes float32 [B, C, H, W] in [0, 1] and returns what the encoder should see of unaugmented images,
             such as ``IMAGENET`` where the transform normalises so. None only scales the images to [0, 1].
 
     Raises:
@@ -54,16 +54,16 @@ class TransformViews:
     num_views: int
     evaluation: Callable[[Tensor], Tensor] | None
 
-    def __call__(self, images: Tensor, key: SampleKey) -> list[Tensor]:
-        """Views of uint8 images [B, 3, H, W].
+    def __call__(self, images: Images, key: SampleKey) -> list[Tensor]:
+        """Views of images [B, C, H, W], uint8 or float32 in [0, 1].
 
         Raises:
-            TypeError: The images are not a uint8 tensor, the key is no SampleKey, or the transform returns no floats.
-            ValueError: The images are not [B, 3, H, W], the key does not fit them, or the transform's views do not.
+            TypeError: The images are no such tensor, the key is no SampleKey, or the transform returns no floats.
+            ValueError: The images are not [B, C, H, W], the key does not fit them, or the transform's views do not.
         """
-        check_images(images)
-        index = check_key(key, images)
-        device = images.device
+        pixels = _of_one_size(images)
+        index = names_of(key, len(pixels)).index
+        device = pixels.device
         if isinstance(self.transform, nn.Module):
             self.transform.to(device)
         with (
@@ -71,28 +71,41 @@ class TransformViews:
             torch.autocast(device.type, enabled=False),
             torch.no_grad(),
         ):
-            views = self._views(images)
+            views = self._views(pixels)
         for view in views:
-            _check_view(view, len(images))
+            _check_view(view, pixels)
         return views
 
-    def evaluation_view(self, images: Tensor) -> Tensor:
+    def evaluation_view(self, images: Images) -> Tensor:
         """Unaugmented images, scaled to [0, 1], through ``evaluation`` if it was given.
 
         Raises:
-            TypeError: The images are not a uint8 tensor.
-            ValueError: The images are not [B, 3, H, W].
+            TypeError: The images are no tensor of uint8 or float32.
+            ValueError: The images are not [B, C, H, W].
         """
-        check_images(images)
-        scaled = to_float(images)
+        scaled = _scaled(_of_one_size(images))
         return scaled if self.evaluation is None else self.evaluation(scaled)
 
     def _views(self, images: Tensor) -> list[Any]:
         # Scaled anew for each call: a transform may write to its input, or return it.
-        first = self.transform(to_float(images))
+        first = self.transform(_scaled(images))
         if isinstance(first, list | tuple):
             return list(first)
-        return [first, *(self.transform(to_float(images)) for _ in range(self.num_views - 1))]
+        return [first, *(self.transform(_scaled(images)) for _ in range(self.num_views - 1))]
+
+
+def _of_one_size(images: Images) -> Tensor:
+    as_ragged(images)
+    if isinstance(images, RaggedImages):
+        raise ValueError(
+            "A transform of tensors takes images of one size, but these are ragged. Use Views, which begins with a "
+            "crop, and kornia_op for single Kornia operations; or resize the images when they are loaded."
+        )
+    return images
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images.clone()
 
 
 def _rank() -> int:
@@ -125,15 +138,16 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _check_view(view: object, batch: int) -> None:
+def _check_view(view: object, images: Tensor) -> None:
     if not isinstance(view, Tensor) or not view.is_floating_point():
         got = f"a {view.dtype} tensor" if isinstance(view, Tensor) else f"a {type(view).__name__}"
         raise TypeError(
             f"The transform given to views_from returned {got} where a view was due. It must return float tensors "
-            "[B, 3, h, w]: one view, or a list or tuple of them."
+            "[B, C, h, w]: one view, or a list or tuple of them."
         )
-    if view.ndim != 4 or view.shape[:2] != (batch, 3):
+    if view.ndim != 4 or view.shape[:2] != images.shape[:2]:
+        batch, channels = images.shape[:2]
         raise ValueError(
             f"The transform given to views_from returned a view of shape {list(view.shape)} for {batch} images. It "
-            f"must keep the batch and the channels: [{batch}, 3, h, w]."
+            f"must keep the batch and the channels: [{batch}, {channels}, h, w]."
         )

@@ -1,6 +1,7 @@
 """Batched image operations without randomness: every number an operation needs is an argument, one for each image.
 
-Images are float [B, 3, H, W] in [0, 1], float32 or float64, on any device, and are never written to. Each operation
+Images are float [B, C, H, W] in [0, 1], float32 or float64, on any device, and are never written to; what changes
+colours wants C = 3, brightness, contrast and solarize C = 3 or 1, everything else takes any C. Each operation
 equals ``torchvision.transforms.v2.functional`` on float images, image by image. None of them lets an image's result
 depend on its neighbours in the batch, not even in the last bit, and none is rounded by autocast: there is no matrix
 product and no convolution in here, and no library reduction whose order of additions changes with the batch size.
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-Images = Float[Tensor, "B 3 H W"]
+Images = Float[Tensor, "B C H W"]
 PerImage = Float[Tensor, " B"]
 
 
-def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+def to_float(images: UInt8[Tensor, "B C H W"]) -> Images:
     """Scale uint8 0..255 to float32 0..1; both ends are exact."""
     return images.to(torch.float32).div_(255)
 
@@ -30,44 +31,64 @@ def resized_crop(
     width: Int64[Tensor, " B"],
     size: tuple[int, int],
     flip: Bool[Tensor, " B"] | None = None,
-) -> Float[Tensor, "B 3 h w"]:
-    """Crop each image to its own box and resize it, bilinear with antialiasing.
+    *,
+    bicubic: bool = False,
+) -> Float[Tensor, "B C h w"]:
+    """Crop each image to its own box and resize it, with antialiasing.
 
     Equal to ``resized_crop(..., antialias=True)`` and then ``horizontal_flip`` where ``flip`` is set. Flipping costs
     nothing here: it mirrors where the output pixels look.
 
     Args:
-        images: float [B, 3, H, W].
+        images: float [B, C, H, W].
         top: The boxes' first rows, int64 [B], in pixels; the box lies inside the image.
         left: The boxes' first columns, int64 [B].
         height: The boxes' heights, int64 [B], at least 1.
         width: The boxes' widths, int64 [B], at least 1.
         size: Height and width of the result, in pixels.
         flip: bool [B], or None for no flips.
+        bicubic: Instead of bilinear. Values beyond [0, 1] are then clamped, as for images of integers.
     """
-    image_height, image_width = images.shape[2:]
-    rows, row_weights = _taps(top, height, image_height, size[0], images.dtype)  # [B, h, T]
-    columns, column_weights = _taps(left, width, image_width, size[1], images.dtype, flip)  # [B, w, T]
+    grid = torch.full_like(height, size[0]), torch.full_like(width, size[1])
+    window = torch.zeros_like(top), torch.zeros_like(left)
+    return resample(images, top, left, height, width, grid=grid, window=window, size=size, flip=flip, bicubic=bicubic)
+
+
+def resample(
+    images: Images,
+    top: Int64[Tensor, " B"],
+    left: Int64[Tensor, " B"],
+    height: Int64[Tensor, " B"],
+    width: Int64[Tensor, " B"],
+    *,
+    grid: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]],
+    window: tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]],
+    size: tuple[int, int],
+    flip: Bool[Tensor, " B"] | None = None,
+    bicubic: bool = False,
+) -> Float[Tensor, "B C h w"]:
+    """A window of each image's resized box: ``resized_crop`` to the grid, then ``crop``, then ``horizontal_flip``.
+
+    Args:
+        images: float [B, C, H, W].
+        top: The boxes' first rows, int64 [B], in pixels; the box lies inside the image.
+        left: The boxes' first columns, int64 [B].
+        height: The boxes' heights, int64 [B], at least 1.
+        width: The boxes' widths, int64 [B], at least 1.
+        grid: Height and width that each box is resized to, int64 [B] each.
+        window: First row and column of the result in the grid, int64 [B] each; it lies inside.
+        size: Height and width of the result, in pixels.
+        flip: bool [B], or None for no flips.
+        bicubic: Instead of bilinear. Values beyond [0, 1] are then clamped, as for images of integers.
+    """
+    sides = images.shape[2:]
+    rows, row_weights = _taps(top, height, grid[0], window[0], sides[0], size[0], images.dtype, bicubic)  # [B, h, T]
+    columns, column_weights = _taps(left, width, grid[1], window[1], sides[1], size[1], images.dtype, bicubic, flip)
     # Mixing whole rows is much faster than mixing single pixels, so the columns are laid out as rows in their turn.
-    low = _mix(images.transpose(1, 2), rows, row_weights)  # [B, h, 3, W]
-    low_and_narrow = _mix(low.transpose(1, 3), columns, column_weights)  # [B, w, 3, h]
-    return low_and_narrow.permute(0, 2, 3, 1).contiguous()
-
-
-def center_crop(images: Tensor, size: int) -> Tensor:
-    """The middle [B, 3, size, size] of larger images of any dtype, where torchvision's ``CenterCrop`` finds it.
-
-    Raises:
-        ValueError: An image side is shorter than ``size``.
-    """
-    height, width = images.shape[-2:]
-    if min(height, width) < size:
-        raise ValueError(
-            f"Images of {height} x {width} pixels are smaller than the view's {size} x {size}. "
-            "Make the views for a smaller image_size, or resize the images when they are loaded."
-        )
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return images[..., top : top + size, left : left + size]
+    low = _mix(images.transpose(1, 2), rows, row_weights)  # [B, h, C, W]
+    low_and_narrow = _mix(low.transpose(1, 3), columns, column_weights)  # [B, w, C, h]
+    result = low_and_narrow.permute(0, 2, 3, 1).contiguous()
+    return result.clamp_(0, 1) if bicubic else result
 
 
 def horizontal_flip(images: Images) -> Images:
@@ -161,6 +182,8 @@ def _spread(values: PerImage) -> Float[Tensor, "B 1 1 1"]:
 
 
 def _luma(images: Images) -> Float[Tensor, "B 1 H W"]:
+    if images.shape[1] == 1:
+        return images
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
 
@@ -181,28 +204,34 @@ def _mean_of_each(images: Float[Tensor, "B 1 H W"]) -> PerImage:
 def _taps(
     start: Int64[Tensor, " B"],
     length: Int64[Tensor, " B"],
+    grid: Int64[Tensor, " B"],
+    window: Int64[Tensor, " B"],
     available: int,
     size: int,
     dtype: torch.dtype,
+    bicubic: bool,
     mirror: Bool[Tensor, " B"] | None = None,
 ) -> tuple[Int64[Tensor, "B {size} T"], Float[Tensor, "B {size} T"]]:
     """Which input pixels each output pixel mixes along one axis, and with what weights.
 
     The weight is a triangle round the output pixel's centre, one input pixel wide on each side when enlarging and one
-    output pixel wide when shrinking: Pillow's and torchvision's antialiased bilinear filter.
+    output pixel wide when shrinking: Pillow's and torchvision's antialiased bilinear filter. Bicubic is twice as wide.
     """
     extent = length.double()[:, None, None]  # [B, 1, 1]
-    scale = extent / size
-    support = scale.clamp(min=1)
-    center = (torch.arange(size, dtype=torch.float64, device=start.device)[:, None] + 0.5) * scale  # [B, size, 1]
+    scale = extent / grid[:, None, None]
+    unit = scale.clamp(min=1)
+    reach = 2 if bicubic else 1
+    place = torch.arange(size, dtype=torch.float64, device=start.device)[:, None]  # [size, 1]
     if mirror is not None:
-        center = torch.where(mirror[:, None, None], extent - center, center)
-    # An open interval 2 supports long holds at most this many pixel centres. From the shape and not from the boxes:
-    # asking a device for its longest box would wait for it.
-    num_taps = math.ceil(2 * max(available / size, 1))
-    first = (center - support + 0.5).floor().clamp_(min=0)
+        place = torch.where(mirror[:, None, None], size - 1 - place, place)
+    center = (place + window[:, None, None] + 0.5) * scale  # [B, size, 1]
+    # An open interval of 2 * reach units holds at most this many pixel centres. From the shape and not from the boxes:
+    # asking a device for its longest box would wait for it. No grid is smaller than its window.
+    num_taps = math.ceil(2 * reach * max(available / size, 1))
+    first = (center - reach * unit + 0.5).floor().clamp_(min=0)
     position = first + torch.arange(num_taps, dtype=torch.float64, device=start.device)  # [B, size, T]
-    weights = (1 - (position + 0.5 - center).abs() / support).clamp_(min=0) * (position < extent)
+    distance = (position + 0.5 - center).abs() / unit
+    weights = (_cubic(distance) if bicubic else (1 - distance).clamp_(min=0)) * (position < extent)
     total = weights[..., 0]
     for tap in range(1, num_taps):
         total = total + weights[..., tap]
@@ -210,9 +239,19 @@ def _taps(
     return pixels, (weights / total[..., None]).to(dtype)
 
 
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = -1/2, as Pillow and antialiasing torch have it; 0 from 2 on.
+
+    R. G. Keys, "Cubic convolution interpolation for digital image processing", 1981, equation 15.
+    """
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+
+
 def _mix(
-    images: Float[Tensor, "B N 3 D"], rows: Int64[Tensor, "B S T"], weights: Float[Tensor, "B S T"]
-) -> Float[Tensor, "B S 3 D"]:
+    images: Float[Tensor, "B N C D"], rows: Int64[Tensor, "B S T"], weights: Float[Tensor, "B S T"]
+) -> Float[Tensor, "B S C D"]:
     """Weighted sums of each image's rows."""
     batch, num_rows, channels, width = images.shape
     table = images.reshape(batch * num_rows, channels * width)
@@ -221,7 +260,7 @@ def _mix(
     return mixed.view(batch, rows.shape[1], channels, width)
 
 
-def _blur_last_axis(padded: Float[Tensor, "B 3 H P"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B 3 H W"]:
+def _blur_last_axis(padded: Float[Tensor, "B C H P"], weights: Float[Tensor, "B T"]) -> Float[Tensor, "B C H W"]:
     """Correlate with a symmetric kernel given by its centre and one side."""
     radius = weights.shape[1] - 1
     width = padded.shape[-1] - 2 * radius

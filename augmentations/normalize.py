@@ -5,32 +5,42 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.augmentations.operations import Operation
+
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(Operation):
     """Subtracts each channel's mean and divides by its standard deviation, both for images in [0, 1].
 
     Attributes:
-        mean: Red, green and blue, [3].
-        std: Red, green and blue, [3], each > 0.
+        mean: Of each channel: red, green and blue, [C].
+        std: Likewise, [C], each > 0.
 
     Raises:
-        ValueError: Not three numbers each, or a standard deviation that is not positive.
+        ValueError: Not as many means as standard deviations, or a standard deviation that is not positive.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
             raise ValueError(
-                f"Normalize needs three means and three standard deviations > 0, but got mean={self.mean} and "
-                f"std={self.std}. Give them for images in [0, 1], as IMAGENET and CIFAR10 do; None leaves [0, 1] as is."
+                f"Normalize needs a mean and a standard deviation > 0 of each channel, but got mean={self.mean} and "
+                f"std={self.std}. Give them for images in [0, 1], as IMAGENET and CIFAR10 do."
             )
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def check_channels(self, channels: int) -> None:
+        """As many as there are means."""
+        if channels != len(self.mean):
+            raise ValueError(
+                f"{self} is for {len(self.mean)} channels, but these images have {channels}. Give Normalize the "
+                "statistics of your images' channels."
+            )
+
+    def __call__(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Normalise float images in [0, 1]."""
-        mean, std = images.new_tensor([self.mean, self.std])[..., None, None]  # [3, 1, 1] each
+        mean, std = images.new_tensor([self.mean, self.std])[..., None, None]  # [C, 1, 1] each
         centered: Tensor = images - mean
         return centered.div_(std)
 

@@ -1,133 +1,210 @@
 """Random views of a batch, on the images' own device."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from contrastive.augmentations import functional
-from contrastive.augmentations.key import SampleKey
-from contrastive.augmentations.normalize import IMAGENET, Normalize
-from contrastive.augmentations.parameters import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
-    Booleans,
-    Parameters,
-    Uniform,
-    draw_parameters,
+from contrastive.augmentations.backends import BackendName, choose_backend
+from contrastive.augmentations.frame import Frame
+from contrastive.augmentations.images import Images, RaggedImages, as_ragged
+from contrastive.augmentations.key import SampleKey, names_of
+from contrastive.augmentations.normalize import Normalize
+from contrastive.augmentations.operations import (
+    CenterCrop,
+    GeometricOperation,
+    Operation,
+    PixelOperation,
+    RandomHorizontalFlip,
+    Resize,
+    TensorOperation,
 )
-from contrastive.augmentations.view_spec import ViewSpec
-from contrastive.augmentations.views import check_images, check_key
+from contrastive.augmentations.program import Code, Program, Slot
+from contrastive.augmentations.randomness import Names, Random, draw
+
+View = Sequence[Operation]
 
 
 @dataclass(frozen=True)
-class ViewPipeline:
-    """Makes one view for each spec: crop, flip, colour jitter, grayscale, blur, solarize, normalise, in this order.
+class Views:
+    """Makes views of images, each by its own list of operations.
 
     A view is a function of (seed, epoch, the image's index, the view's number): on one device it is the same bit for
-    bit whatever else is in the batch. Global random state is neither read nor moved, and autocast changes nothing.
+    bit whatever else is in the batch. Global random state is neither read nor moved, and autocast changes nothing. The
+    published pipelines are such objects too: ``dataclasses.replace(simclr_views(224), dtype=torch.bfloat16)``.
 
     Attributes:
-        specs: One for each view; the first one's image_size is also that of the evaluation view.
-        normalize: Applied last; None leaves the views in [0, 1].
+        views: For each view its operations in order. ``Normalize``, if there is one, comes last.
+        evaluation: What is done to unaugmented images; without randomness. None cuts the middle out, as large as the
+            first view, and normalises it as that; ragged images are first resized so that their shorter side is 8/7 of
+            it: 256 pixels for 224, the protocol of ImageNet.
+        backend: "native" (CPU, one pass per image), "triton" (NVIDIA) or "torch" (anywhere, the slow reference);
+            "auto" takes the fastest that the images' device has. They agree within 1e-5.
+        dtype: Of the views: float32, bfloat16 or float16.
+        memory_format: ``torch.contiguous_format`` or ``torch.channels_last``.
 
     Raises:
-        ValueError: No spec.
+        TypeError: Something in a view is no operation.
+        ValueError: There is no view or an empty one, ``Normalize`` is not the last operation, or the evaluation is
+            random.
     """
 
-    specs: tuple[ViewSpec, ...]
-    normalize: Normalize | None = IMAGENET
+    views: Sequence[View]
+    evaluation: View | None = None
+    backend: BackendName | Literal["auto"] = "auto"
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
-        if len(self.specs) == 0:
-            raise ValueError("A pipeline of 0 views makes nothing. Give one ViewSpec for each view; methods need two.")
+        if len(self.views) == 0:
+            raise ValueError("A pipeline of 0 views makes nothing. Give a list of operations for each view.")
+        for view in [*self.views, *([] if self.evaluation is None else [self.evaluation])]:
+            _check_view(view)
+        if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"Views are float32, bfloat16 or float16, but dtype={self.dtype}.")
+        if self.memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise ValueError(
+                f"memory_format={self.memory_format} is not known here. Choose torch.contiguous_format or "
+                "torch.channels_last."
+            )
+        if any(operation.num_words for operation in self.evaluation or ()):
+            raise ValueError(
+                "The evaluation view must not be random, or scores change from call to call. Use Resize, CenterCrop "
+                "and Normalize."
+            )
 
-    def __call__(self, images: Tensor, key: SampleKey) -> list[Tensor]:
+    def __call__(self, images: Images, key: SampleKey) -> list[Tensor]:
         """Make the views.
 
         Args:
-            images: uint8 [B, 3, H, W].
+            images: uint8, or float32 in [0, 1]: [B, C, H, W], or ``RaggedImages``. RGB for all operations.
             key: Names the random numbers.
 
         Returns:
-            A float32 [B, 3, image_size, image_size] for each spec.
+            For each view [B, C, size, size], of ``dtype`` and in ``memory_format``, on the images' device.
 
         Raises:
-            TypeError: The images are not a uint8 tensor, or the key is no SampleKey.
-            ValueError: The images are not [B, 3, H, W], or the key does not fit them.
+            TypeError: The images are neither a tensor nor ragged, of another dtype, or the key is no SampleKey.
+            ValueError: The images are not [B, C, H, W], the key does not fit them, or an operation cannot take them.
         """
-        check_images(images)
-        index = check_key(key, images)
-        scaled = functional.to_float(images)
-        height, width = images.shape[-2:]
-        views = []
-        for number, spec in enumerate(self.specs):
-            parameters = draw_parameters(
-                spec, seed=key.seed, epoch=key.epoch, index=index, view=number, height=height, width=width
-            )
-            views.append(self._normalized(apply_parameters(scaled, spec, parameters)))
-        return views
+        ragged = as_ragged(images)
+        names = names_of(key, len(ragged))
+        drawn = draw(names, [[operation.num_words for operation in view] for view in self.views])
+        return [self._make(ragged, view, numbers) for view, numbers in zip(self.views, drawn, strict=True)]
 
-    def evaluation_view(self, images: Tensor) -> Tensor:
-        """The middle of the images, cut out where they are larger than the first view, scaled and normalised.
+    def evaluation_view(self, images: Images) -> Tensor:
+        """Unaugmented images as the encoder wants them; see ``evaluation``.
 
         Args:
-            images: uint8 [B, 3, H, W], no side shorter than the first view's image_size.
-
-        Returns:
-            float32 [B, 3, image_size, image_size].
+            images: As for the views; no side shorter than the view where the middle is cut out.
 
         Raises:
-            TypeError: The images are not a uint8 tensor.
-            ValueError: The images are not [B, 3, H, W], or too small.
+            TypeError: The images are neither a tensor nor ragged, or of another dtype.
+            ValueError: The images are not [B, C, H, W], or too small.
         """
-        check_images(images)
-        return self._normalized(functional.to_float(functional.center_crop(images, self.specs[0].image_size)))
+        ragged = as_ragged(images)
+        operations = self.evaluation
+        if operations is None:
+            operations = _evaluation_of(self.views[0], resize=isinstance(images, RaggedImages))
+        names = Names(0, 0, np.zeros(len(ragged), dtype=np.int64))
+        return self._make(ragged, operations, draw(names, [[0] * len(operations)])[0])
 
-    def _normalized(self, images: Tensor) -> Tensor:
-        return images if self.normalize is None else self.normalize(images)
+    def _make(self, images: RaggedImages, view: View, drawn: Sequence[Random]) -> Tensor:
+        """One view: as few programs as its operations allow, and tensor operations between them."""
+        for operation in view:
+            operation.check_channels(images.channels)
+        frame, slots = Frame(images.heights.numpy(), images.widths.numpy()), list[Slot]()
+        normalize: Normalize | None = None
+        for operation, random in zip(view, drawn, strict=True):
+            pixels_first = slots and not isinstance(operation, RandomHorizontalFlip)  # the flip commutes with them all
+            if isinstance(operation, TensorOperation) or (isinstance(operation, GeometricOperation) and pixels_first):
+                pixels = self._render(images, _program(frame, slots), None, torch.float32, torch.contiguous_format)
+                if isinstance(operation, TensorOperation):
+                    pixels = operation.apply(pixels, random)
+                images = RaggedImages.of_one_size(pixels)
+                frame, slots = Frame(images.heights.numpy(), images.widths.numpy()), []
+            if isinstance(operation, GeometricOperation):
+                operation.place(frame, random)
+            elif isinstance(operation, PixelOperation):
+                slots += operation.slots(random)
+            elif isinstance(operation, Normalize):
+                normalize = operation
+        return self._render(images, _program(frame, slots), normalize, self.dtype, self.memory_format)
+
+    def _render(
+        self,
+        images: RaggedImages,
+        program: Program,
+        normalize: Normalize | None,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+    ) -> Tensor:
+        shape = len(images), images.channels, *program.size
+        out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
+        if len(images):
+            choose_backend(self.backend, images, program)(images, program, normalize, out)
+        return out
 
 
-def apply_parameters(
-    images: Float[Tensor, "B 3 H W"], spec: ViewSpec, parameters: Parameters
-) -> Float[Tensor, "B 3 {spec.image_size} {spec.image_size}"]:
-    """Do to each image what was drawn for it; only the images that drew an operation pay for it."""
+def _program(frame: Frame, slots: Sequence[Slot]) -> Program:
+    """What has been collected, where every image's view has the same size.
 
-    def here(values: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(images.device, non_blocking=True)
-
-    def change(drawn: Booleans, operation: Callable[..., Tensor], *values: Uniform) -> None:
-        rows = np.flatnonzero(drawn)
-        if len(rows) == 0:
-            return
-        places = here(rows)
-        numbers = [here(value[rows]).to(view.dtype) for value in values]
-        view.index_copy_(0, places, operation(view.index_select(0, places), *numbers))
-
-    view = functional.resized_crop(
-        images,
-        top=here(parameters.top),
-        left=here(parameters.left),
-        height=here(parameters.height),
-        width=here(parameters.width),
-        size=(spec.image_size, spec.image_size),
-        flip=here(parameters.flip),
+    Raises:
+        ValueError: The sizes differ, or a blur's kernel is too large for them.
+    """
+    sizes = sorted(set(zip(frame.height.tolist(), frame.width.tolist(), strict=True)))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The views of these images would have different sizes, such as {sizes[0]} and {sizes[-1]} pixels. Begin a "
+            "view of ragged images with RandomResizedCrop, or with Resize and CenterCrop."
+        )
+    size = sizes[0] if sizes else (1, 1)
+    for slot in slots:
+        if Code.BLUR in slot.may_be and slot.radius >= min(size):
+            raise ValueError(
+                f"A blur kernel of {2 * slot.radius + 1} pixels does not fit {size[0]} x {size[1]} views: it must be "
+                f"at most {2 * min(size) - 1}. Choose a smaller odd kernel_size, or leave GaussianBlur out."
+            )
+    return Program(
+        size=size,
+        bicubic=frame.interpolation == "bicubic",
+        top=frame.top,
+        left=frame.left,
+        height=frame.box_height,
+        width=frame.box_width,
+        grid_height=frame.grid_height,
+        grid_width=frame.grid_width,
+        window_top=frame.window_top,
+        window_left=frame.window_left,
+        flip=frame.flip,
+        slots=tuple(slots),
     )
-    for step in range(4):
-        now = np.where(parameters.jitter, parameters.order[:, step], -1)
-        change(now == BRIGHTNESS, functional.adjust_brightness, parameters.brightness)
-        change(now == CONTRAST, functional.adjust_contrast, parameters.contrast)
-        change(now == SATURATION, functional.adjust_saturation, parameters.saturation)
-        change(now == HUE, functional.adjust_hue, parameters.hue)
-    change(parameters.grayscale, functional.rgb_to_grayscale)
-    change(parameters.blur, partial(functional.gaussian_blur, kernel_size=spec.kernel_size), parameters.sigma)
-    change(parameters.solarize, partial(functional.solarize, threshold=spec.solarize_threshold))
-    return view
+
+
+def _evaluation_of(view: View, *, resize: bool) -> View:
+    size = next((operation.size for operation in reversed(view) if hasattr(operation, "size")), None)
+    if size is None:
+        raise ValueError(
+            "The first view does not say how much to cut from unaugmented images. Give Views an evaluation."
+        )
+    last = view[-1:] if isinstance(view[-1], Normalize) else ()
+    return [*([Resize(round(size * 8 / 7))] if resize else []), CenterCrop(size), *last]
+
+
+def _check_view(view: View) -> None:
+    if len(view) == 0:
+        raise ValueError(
+            "A view without operations is the image itself. Give at least RandomResizedCrop, or CenterCrop."
+        )
+    for operation in view:
+        if not isinstance(operation, Operation):
+            raise TypeError(
+                f"A view is a list of operations of contrastive.augmentations, but holds a {type(operation).__name__}. "
+                "kornia_op adapts a Kornia module; views_from a whole pipeline of somebody else's."
+            )
+    for operation in view[:-1]:
+        if isinstance(operation, Normalize):
+            raise ValueError(f"{operation} is not the last operation of its view: all others take pixels in [0, 1].")

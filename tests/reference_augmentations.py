@@ -1,36 +1,45 @@
 """One image at a time through torchvision: what batches of views are compared with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from contrastive.augmentations import Normalize, ViewSpec
-from contrastive.augmentations.parameters import Parameters
+from contrastive.augmentations import Normalize
+from contrastive.augmentations.program import Code, Program
 
 
-def torchvision_view(image: Tensor, spec: ViewSpec, drawn: Parameters, row: int, normalize: Normalize | None) -> Tensor:
-    """The view of one uint8 image [3, H, W] with the numbers drawn for ``row``."""
-    view = image.to(torch.float32) / 255
-    box = [int(side[row]) for side in (drawn.top, drawn.left, drawn.height, drawn.width)]
-    view = tv.resized_crop(view, *box, size=[spec.image_size, spec.image_size], antialias=True)
-    if drawn.flip[row]:
+def torchvision_view(image: Tensor, program: Program, row: int, normalize: Normalize | None = None) -> Tensor:
+    """The view of one image [C, H, W], uint8 or float, that ``program`` describes in its ``row``."""
+    view = image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image
+    top, left, height, width = (int(side[row]) for side in (program.top, program.left, program.height, program.width))
+    grid = [int(program.grid_height[row]), int(program.grid_width[row])]
+    how = InterpolationMode.BICUBIC if program.bicubic else InterpolationMode.BILINEAR
+    view = tv.resized_crop(view, top, left, height, width, size=grid, interpolation=how, antialias=True)
+    if program.bicubic:
+        view = view.clamp(0, 1)
+    view = tv.crop(view, int(program.window_top[row]), int(program.window_left[row]), *program.size)
+    if program.flip[row]:
         view = tv.horizontal_flip(view)
-    if drawn.jitter[row]:
-        jitter = [
-            lambda x: tv.adjust_brightness(x, float(drawn.brightness[row])),
-            lambda x: tv.adjust_contrast(x, float(drawn.contrast[row])),
-            lambda x: tv.adjust_saturation(x, float(drawn.saturation[row])),
-            lambda x: tv.adjust_hue(x, float(drawn.hue[row])),
-        ]
-        for which in drawn.order[row]:
-            view = jitter[which](view)
-    if drawn.grayscale[row]:
-        view = tv.rgb_to_grayscale(view, num_output_channels=3)
-    if drawn.blur[row]:
-        view = tv.gaussian_blur(view, [spec.kernel_size] * 2, [float(drawn.sigma[row])] * 2)
-    if drawn.solarize[row]:
-        view = tv.solarize(view, spec.solarize_threshold)
+    for slot in program.slots:
+        view = _pixel_operation(view, int(slot.codes[row]), float(slot.values[row]), 2 * slot.radius + 1)
     return view if normalize is None else tv.normalize(view, list(normalize.mean), list(normalize.std))
+
+
+def _pixel_operation(view: Tensor, code: int, value: float, kernel_size: int) -> Tensor:
+    operations: dict[int, Callable[[], Tensor]] = {
+        Code.NOTHING: lambda: view,
+        Code.BRIGHTNESS: lambda: tv.adjust_brightness(view, value),
+        Code.CONTRAST: lambda: tv.adjust_contrast(view, value),
+        Code.SATURATION: lambda: tv.adjust_saturation(view, value),
+        Code.HUE: lambda: tv.adjust_hue(view, value),
+        Code.GRAYSCALE: lambda: tv.rgb_to_grayscale(view, num_output_channels=3),
+        Code.BLUR: lambda: tv.gaussian_blur(view, [kernel_size] * 2, [value] * 2),
+        Code.SOLARIZE: lambda: tv.solarize(view, value),
+    }
+    return operations[code]()
 
 
 def photographs(count: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,85 @@
+"""The random numbers of a batch: a pure function of (seed, epoch, index, view), drawn on the host, all at once.
+
+The generator is Philox with the seed as its key, so no state is kept, read or moved. Every number that an operation may
+need owns one word of the stream, needed or not: probability 0 leaves the other operations' numbers as they were.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from contrastive.augmentations.philox import philox4x32
+
+Uniform = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+_RARE = 1 << 15  # of a view's 2**16 blocks the upper half holds words that few images need
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a batch's random numbers depend on: a ``SampleKey`` with its index on the host."""
+
+    seed: int
+    epoch: int
+    index: Rows  # int64 [B]
+
+
+@dataclass(frozen=True)
+class Random:
+    """The random numbers of one operation in one view.
+
+    Attributes:
+        uniform: As many as the operation asked for, for each image, in [0, 1) with 32 random bits each: [num_words, B].
+    """
+
+    uniform: Uniform
+    names: Names
+    view: int
+    place: int
+
+    def more(self, block: int, rows: Rows) -> Uniform:
+        """Four further uniform numbers for some images, [4, len(rows)]; those of one block never change.
+
+        Args:
+            block: 0 <= block < 16.
+            rows: Which images of the batch.
+        """
+        names = Names(self.names.seed, self.names.epoch, self.names.index[rows])
+        return _uniform(names, np.array([self.view << 16 | _RARE | self.place << 4 | block]))
+
+
+def draw(names: Names, num_words: Sequence[Sequence[int]]) -> list[list[Random]]:
+    """The random numbers of a batch.
+
+    Args:
+        names: What they depend on.
+        num_words: For each view, for each of its operations, how many numbers an image needs.
+
+    Returns:
+        For each view, for each of its operations, its numbers.
+    """
+    blocks = [-(-sum(words) // 4) for words in num_words]  # four words each
+    counters = [np.arange(count) + (view << 16) for view, count in enumerate(blocks)]
+    uniform = _uniform(names, np.concatenate(counters))  # [4 blocks of all views, B]
+    drawn = []
+    start = 0
+    for view, words in enumerate(num_words):
+        ends = start + np.cumsum([0, *words])
+        drawn.append(
+            [Random(uniform[ends[i] : ends[i + 1]], names, view, i) for i in range(len(words))],
+        )
+        start += 4 * blocks[view]
+    return drawn
+
+
+def _uniform(names: Names, blocks: Rows) -> Uniform:
+    """Uniform numbers, [4 len(blocks), B]: a block's words one after the other."""
+    number = names.index.astype(np.uint64)
+    low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
+    epoch = np.full(1, names.epoch, dtype=np.uint64)
+    words = philox4x32(names.seed, (low, high, epoch, blocks.astype(np.uint64)[:, None]))
+    stacked = np.stack(words, axis=1).reshape(4 * len(blocks), len(number))
+    return stacked.astype(np.float64) * 2.0**-32
