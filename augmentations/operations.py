@@ -263,16 +263,17 @@ class ColorJitter(PixelOperation):
             Code.SATURATION: self.saturation,
             Code.HUE: self.hue,
         }
-        used = [code for code, strength in strengths.items() if strength > 0]
+        used = tuple(code for code, strength in strengths.items() if strength > 0)
+        left_in = np.isin(np.arange(len(Code)), used)
         values = np.zeros((len(Code), len(order)), dtype=np.float32)
         for number, (code, strength) in enumerate(strengths.items(), start=2):
             low, high = (-strength, strength) if code is Code.HUE else (max(0.0, 1 - strength), 1 + strength)
             values[code] = _between(random.uniform[number], low, high)
         codes = _ORDERS[_below(order, len(_ORDERS))]  # [B, 4]
-        codes = codes[np.isin(codes, used)].reshape(len(order), len(used)).T  # [S, B]
+        codes = codes[left_in[codes]].reshape(len(order), len(used)).T  # [S, B]
         images = np.arange(len(order))
         jittered = whether < self.p
-        return [Slot(np.where(jittered, now, Code.NOTHING), values[now, images], tuple(used)) for now in codes]
+        return [Slot(np.where(jittered, now, Code.NOTHING), values[now, images], used) for now in codes]
 
 
 @dataclass(frozen=True)

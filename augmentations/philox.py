@@ -6,11 +6,10 @@ J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel Random Numbers: As
 import numpy as np
 import numpy.typing as npt
 
-Words = npt.NDArray[np.uint64]  # each holds 32 bits: 64 bits of room for the products
+Words = npt.NDArray[np.uint32]
 
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = 0x9E3779B9, 0xBB67AE85
-_LOW = 0xFFFFFFFF
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint32)
 _ROUNDS = 10
 
 
@@ -19,20 +18,20 @@ def philox4x32(key: int, counter: tuple[Words, Words, Words, Words]) -> tuple[Wo
 
     Args:
         key: 0 <= key < 2**64; its low word is the generator's first key word.
-        counter: Four arrays that broadcast together, each entry < 2**32; the generator's counter words in order.
+        counter: Four uint32 arrays that broadcast together; the generator's counter words in order.
 
     Returns:
-        Four arrays of the broadcast shape, each entry uniform in 0 <= word < 2**32.
+        Four uint32 arrays of the broadcast shape.
     """
-    key0, key1 = key & _LOW, key >> 32
-    word0, word1, word2, word3 = counter
+    shape = np.broadcast_shapes(*(word.shape for word in counter))
+    even, odd = np.empty((2, *shape), dtype=np.uint32), np.empty((2, *shape), dtype=np.uint32)
+    even[0], odd[0], even[1], odd[1] = counter
+    keys = np.array([key & 0xFFFFFFFF, key >> 32], dtype=np.uint32)
+    multipliers = _MULTIPLIERS.reshape(2, *(1 for _ in shape))
     for _ in range(_ROUNDS):
-        product0, product1 = word0 * _MULTIPLIERS[0], word2 * _MULTIPLIERS[1]
-        word0, word1, word2, word3 = (
-            (product1 >> np.uint64(32)) ^ word1 ^ np.uint64(key0),
-            product1 & np.uint64(_LOW),
-            (product0 >> np.uint64(32)) ^ word3 ^ np.uint64(key1),
-            product0 & np.uint64(_LOW),
-        )
-        key0, key1 = (key0 + _WEYL[0]) & _LOW, (key1 + _WEYL[1]) & _LOW
-    return word0, word1, word2, word3
+        products = np.multiply(even, multipliers, dtype=np.uint64).astype("<u8", copy=False)  # [2, ...]
+        halves = products.view("<u4").reshape(2, *shape, 2)  # low and high word
+        even = halves[::-1, ..., 1] ^ odd ^ keys.reshape(multipliers.shape)
+        odd = halves[::-1, ..., 0]
+        keys = keys + _WEYL  # modulo 2**32
+    return even[0], odd[0], even[1], odd[1]

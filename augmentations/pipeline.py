@@ -90,10 +90,16 @@ class Views:
             TypeError: The images are neither a tensor nor ragged, of another dtype, or the key is no SampleKey.
             ValueError: The images are not [B, C, H, W], the key does not fit them, or an operation cannot take them.
         """
-        ragged = as_ragged(images)
-        names = names_of(key, len(ragged))
-        drawn = draw(names, [[operation.num_words for operation in view] for view in self.views])
-        return [self._make(ragged, view, numbers) for view, numbers in zip(self.views, drawn, strict=True)]
+        return [pixels for pixels, _ in self._make_all(images, key)]
+
+    def programs(self, images: Images, key: SampleKey) -> list[list[Program]]:
+        """What was drawn: the numbers by which a call with these arguments makes its views.
+
+        Returns:
+            For each view one program, or one more for each time that a tensor operation, or a crop behind a pixel
+            operation, makes it begin anew.
+        """
+        return [programs for _, programs in self._make_all(images, key)]
 
     def evaluation_view(self, images: Images) -> Tensor:
         """Unaugmented images as the encoder wants them; see ``evaluation``.
@@ -110,18 +116,27 @@ class Views:
         if operations is None:
             operations = _evaluation_of(self.views[0], resize=isinstance(images, RaggedImages))
         names = Names(0, 0, np.zeros(len(ragged), dtype=np.int64))
-        return self._make(ragged, operations, draw(names, [[0] * len(operations)])[0])
+        view, _ = self._make(ragged, operations, draw(names, [[0] * len(operations)])[0])
+        return view
 
-    def _make(self, images: RaggedImages, view: View, drawn: Sequence[Random]) -> Tensor:
+    def _make_all(self, images: Images, key: SampleKey) -> list[tuple[Tensor, list[Program]]]:
+        ragged = as_ragged(images)
+        names = names_of(key, len(ragged))
+        drawn = draw(names, [[operation.num_words for operation in view] for view in self.views])
+        return [self._make(ragged, view, numbers) for view, numbers in zip(self.views, drawn, strict=True)]
+
+    def _make(self, images: RaggedImages, view: View, drawn: Sequence[Random]) -> tuple[Tensor, list[Program]]:
         """One view: as few programs as its operations allow, and tensor operations between them."""
         for operation in view:
             operation.check_channels(images.channels)
         frame, slots = Frame(images.heights.numpy(), images.widths.numpy()), list[Slot]()
         normalize: Normalize | None = None
+        programs = []
         for operation, random in zip(view, drawn, strict=True):
             pixels_first = slots and not isinstance(operation, RandomHorizontalFlip)  # the flip commutes with them all
             if isinstance(operation, TensorOperation) or (isinstance(operation, GeometricOperation) and pixels_first):
-                pixels = self._render(images, _program(frame, slots), None, torch.float32, torch.contiguous_format)
+                programs.append(_program(frame, slots))
+                pixels = self._render(images, programs[-1], None, torch.float32, torch.contiguous_format)
                 if isinstance(operation, TensorOperation):
                     pixels = operation.apply(pixels, random)
                 images = RaggedImages.of_one_size(pixels)
@@ -132,7 +147,8 @@ class Views:
                 slots += operation.slots(random)
             elif isinstance(operation, Normalize):
                 normalize = operation
-        return self._render(images, _program(frame, slots), normalize, self.dtype, self.memory_format)
+        programs.append(_program(frame, slots))
+        return self._render(images, programs[-1], normalize, self.dtype, self.memory_format), programs
 
     def _render(
         self,

@@ -77,9 +77,8 @@ def draw(names: Names, num_words: Sequence[Sequence[int]]) -> list[list[Random]]
 
 def _uniform(names: Names, blocks: Rows) -> Uniform:
     """Uniform numbers, [4 len(blocks), B]: a block's words one after the other."""
-    number = names.index.astype(np.uint64)
-    low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
-    epoch = np.full(1, names.epoch, dtype=np.uint64)
-    words = philox4x32(names.seed, (low, high, epoch, blocks.astype(np.uint64)[:, None]))
-    stacked = np.stack(words, axis=1).reshape(4 * len(blocks), len(number))
-    return stacked.astype(np.float64) * 2.0**-32
+    number = names.index.astype("<i8", copy=False).view("<u4").reshape(-1, 2)  # low and high word
+    epoch = np.array([names.epoch], dtype=np.uint32)
+    words = philox4x32(names.seed, (number[:, 0], number[:, 1], epoch, blocks.astype(np.uint32)[:, None]))
+    uniform: Uniform = np.stack(words, axis=1).reshape(4 * len(blocks), len(number)) * 2.0**-32
+    return uniform
