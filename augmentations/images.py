@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Int64
 from torch import Tensor
-
-_ONLY_HOST = "offsets, heights and widths stay on the host, where the crops are drawn"
 
 
 @dataclass(frozen=True)
@@ -20,41 +19,39 @@ class RaggedImages:
 
     Attributes:
         pixels: uint8, or float32 in [0, 1]; one axis; on any device.
-        offsets: Where each image begins in ``pixels``, int64 [B], on the host.
-        heights: In pixels, int64 [B], each at least 1, on the host.
+        offsets: Where each image begins in ``pixels``, int64 [B]; numpy, since crops are drawn on the host (host
+            tensors are taken and become it).
+        heights: In pixels, int64 [B], each at least 1.
         widths: Likewise.
         channels: The same for all.
 
     Raises:
+        TypeError: Sizes or offsets are on a device.
         ValueError: Sizes and offsets do not describe images inside the buffer.
     """
 
     pixels: Tensor
-    offsets: Int64[Tensor, " B"]
-    heights: Int64[Tensor, " B"]
-    widths: Int64[Tensor, " B"]
+    offsets: npt.NDArray[np.int64]
+    heights: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int64]
     channels: int = 3
 
     def __post_init__(self) -> None:
-        tables = self.offsets, self.heights, self.widths
-        if any(table.device.type != "cpu" for table in tables):
-            raise ValueError(f"Of ragged images only the pixels go to {self.offsets.device}: {_ONLY_HOST}.")
-        if self.pixels.ndim != 1 or self.channels < 1 or len({len(table) for table in tables}) != 1:
+        for name in ("offsets", "heights", "widths"):
+            object.__setattr__(self, name, _on_host(name, getattr(self, name)))
+        numbers = [len(table) for table in (self.offsets, self.heights, self.widths)]
+        if self.pixels.ndim != 1 or self.channels < 1 or len(set(numbers)) != 1:
             raise ValueError(
                 "Ragged images have one flat buffer and as many offsets as heights and widths, but got pixels of shape "
-                f"{list(self.pixels.shape)} and {[len(table) for table in tables]} of these. RaggedImages.pack(images) "
-                "makes them."
+                f"{list(self.pixels.shape)} and {numbers} of these. RaggedImages.pack(images) makes them."
             )
-        if len(self) == 0:
-            return
-        ends = self.offsets + self.channels * self.heights * self.widths
-        if min(int(self.heights.min()), int(self.widths.min())) < 1:
+        if len(self) and min(self.heights.min(), self.widths.min()) < 1:
             raise ValueError("An image without pixels has no views. Leave it out when the images are packed.")
-        if int(self.offsets.min()) < 0 or int(ends.max()) > len(self.pixels):
+        end = (self.offsets + self.channels * self.heights * self.widths).max(initial=0)
+        if self.offsets.min(initial=0) < 0 or end > len(self.pixels):
             raise ValueError(
                 f"An image lies outside its buffer of {len(self.pixels)} values: images of {self.channels} channels "
-                f"begin at {int(self.offsets.min())} and end at {int(ends.max())}. RaggedImages.pack(images) lays them "
-                "out."
+                f"begin at {self.offsets.min()} and end at {end}. RaggedImages.pack(images) lays them out."
             )
 
     @classmethod
@@ -70,8 +67,8 @@ class RaggedImages:
                 f"Images that are packed together are [C, H, W] of one dtype and number of channels C, but got "
                 f"{sorted({f'{image.dtype} {list(image.shape)}' for image in images}) or 'none at all'}."
             )
-        heights = torch.tensor([image.shape[1] for image in images])
-        widths = torch.tensor([image.shape[2] for image in images])
+        heights = np.array([image.shape[1] for image in images])
+        widths = np.array([image.shape[2] for image in images])
         channels = images[0].shape[0]
         sizes = channels * heights * widths
         pixels = torch.cat([image.reshape(-1) for image in images])
@@ -81,9 +78,8 @@ class RaggedImages:
     def of_one_size(cls, images: Tensor) -> "RaggedImages":
         """The same images [B, C, H, W] as this class sees them; copied only if they are not contiguous."""
         batch, channels, height, width = images.shape
-        offsets = torch.arange(batch) * (channels * height * width)
-        sides = torch.full((batch,), height), torch.full((batch,), width)
-        return cls(images.contiguous().view(-1), offsets, *sides, channels)
+        offsets = np.arange(batch) * (channels * height * width)
+        return cls(images.contiguous().view(-1), offsets, np.full(batch, height), np.full(batch, width), channels)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -101,7 +97,7 @@ class RaggedImages:
             RuntimeError: Their sizes differ.
         """
         size = self.channels * int(self.heights[0]) * int(self.widths[0])
-        if torch.equal(self.offsets, torch.arange(len(self)) * size):
+        if np.array_equal(self.offsets, np.arange(len(self)) * size):
             return self.pixels[: len(self) * size].view(len(self), *self[0].shape)
         return torch.stack([self[row] for row in range(len(self))])
 
@@ -154,6 +150,15 @@ def as_ragged(images: Any) -> RaggedImages:
     if images.dtype == torch.float32:
         _check_range(images if isinstance(images, Tensor) else images.pixels)
     return images if isinstance(images, RaggedImages) else RaggedImages.of_one_size(images)
+
+
+def _on_host(name: str, table: Any) -> npt.NDArray[np.int64]:
+    if isinstance(table, Tensor) and table.device.type != "cpu":
+        raise TypeError(
+            f"The {name} of ragged images are on {table.device}, but crops are drawn on the host: only the pixels go "
+            "to a device. RaggedImages.to moves them alone."
+        )
+    return np.asarray(table, dtype=np.int64)
 
 
 def _check_range(pixels: Tensor) -> None:

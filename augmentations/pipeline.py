@@ -19,6 +19,7 @@ from contrastive.augmentations.operations import (
     Operation,
     PixelOperation,
     RandomHorizontalFlip,
+    RandomResizedCrop,
     Resize,
     TensorOperation,
 )
@@ -129,7 +130,9 @@ class Views:
         """One view: as few programs as its operations allow, and tensor operations between them."""
         for operation in view:
             operation.check_channels(images.channels)
-        frame, slots = Frame(images.heights.numpy(), images.widths.numpy()), list[Slot]()
+        if len(images) == 0:
+            return torch.empty(0, images.channels, *[_side(view) or 1] * 2, dtype=self.dtype, device=images.device), []
+        frame, slots = Frame(images.heights, images.widths), list[Slot]()
         normalize: Normalize | None = None
         programs = []
         for operation, random in zip(view, drawn, strict=True):
@@ -140,7 +143,7 @@ class Views:
                 if isinstance(operation, TensorOperation):
                     pixels = operation.apply(pixels, random)
                 images = RaggedImages.of_one_size(pixels)
-                frame, slots = Frame(images.heights.numpy(), images.widths.numpy()), []
+                frame, slots = Frame(images.heights, images.widths), []
             if isinstance(operation, GeometricOperation):
                 operation.place(frame, random)
             elif isinstance(operation, PixelOperation):
@@ -160,8 +163,7 @@ class Views:
     ) -> Tensor:
         shape = len(images), images.channels, *program.size
         out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
-        if len(images):
-            choose_backend(self.backend, images, program)(images, program, normalize, out)
+        choose_backend(self.backend, images, program)(images, program, normalize, out)
         return out
 
 
@@ -177,7 +179,7 @@ def _program(frame: Frame, slots: Sequence[Slot]) -> Program:
             f"The views of these images would have different sizes, such as {sizes[0]} and {sizes[-1]} pixels. Begin a "
             "view of ragged images with RandomResizedCrop, or with Resize and CenterCrop."
         )
-    size = sizes[0] if sizes else (1, 1)
+    size = sizes[0]
     for slot in slots:
         if Code.BLUR in slot.may_be and slot.radius >= min(size):
             raise ValueError(
@@ -201,13 +203,19 @@ def _program(frame: Frame, slots: Sequence[Slot]) -> Program:
 
 
 def _evaluation_of(view: View, *, resize: bool) -> View:
-    size = next((operation.size for operation in reversed(view) if hasattr(operation, "size")), None)
+    size = _side(view)
     if size is None:
         raise ValueError(
             "The first view does not say how much to cut from unaugmented images. Give Views an evaluation."
         )
     last = view[-1:] if isinstance(view[-1], Normalize) else ()
     return [*([Resize(round(size * 8 / 7))] if resize else []), CenterCrop(size), *last]
+
+
+def _side(view: View) -> int | None:
+    """The side of a view in pixels, where one of its operations names it."""
+    sized = (RandomResizedCrop, CenterCrop, Resize)
+    return next((operation.size for operation in reversed(view) if isinstance(operation, sized)), None)
 
 
 def _check_view(view: View) -> None:

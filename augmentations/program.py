@@ -83,9 +83,9 @@ def pack(images: RaggedImages, program: Program) -> npt.NDArray[np.int32]:
     """
     number = len(program.slots)
     table = np.empty((len(images), SLOTS + 2 * number), dtype=np.int32)
-    table[:, OFFSET : OFFSET + 2] = images.offsets.numpy().astype("<i8")[:, None].view("<i4")
-    table[:, IMAGE_HEIGHT] = images.heights.numpy()
-    table[:, IMAGE_WIDTH] = images.widths.numpy()
+    table[:, OFFSET : OFFSET + 2] = images.offsets.astype("<i8")[:, None].view("<i4")
+    table[:, IMAGE_HEIGHT] = images.heights
+    table[:, IMAGE_WIDTH] = images.widths
     table[:, TOP] = program.top
     table[:, LEFT] = program.left
     table[:, HEIGHT] = program.height

@@ -80,5 +80,6 @@ def _uniform(names: Names, blocks: Rows) -> Uniform:
     number = names.index.astype("<i8", copy=False).view("<u4").reshape(-1, 2)  # low and high word
     epoch = np.array([names.epoch], dtype=np.uint32)
     words = philox4x32(names.seed, (number[:, 0], number[:, 1], epoch, blocks.astype(np.uint32)[:, None]))
-    uniform: Uniform = np.stack(words, axis=1).reshape(4 * len(blocks), len(number)) * 2.0**-32
-    return uniform
+    uniform = np.stack(words, axis=1, dtype=np.float64)
+    uniform *= 2.0**-32
+    return uniform.reshape(4 * len(blocks), len(number))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contrastive.augmentations import IMAGENET, MakeViews, SampleKey, views_from
+from contrastive.augmentations import IMAGENET, MakeViews, RaggedImages, SampleKey, views_from
 from tests.ranks import Ranks
 from tests.reference_augmentations import photographs
 
@@ -155,10 +155,23 @@ def test_unfit_views_say_what_to_do(transform: Callable[[Tensor], Any], error: t
         views_from(transform)(IMAGES, key())
 
 
+def test_float_images_are_taken_and_not_written_to() -> None:
+    images = IMAGES / 255
+    before = images.clone()
+    make_views = views_from(add_noise)
+    for floats, levels in zip(make_views(images, key()), make_views(IMAGES, key()), strict=True):
+        torch.testing.assert_close(floats, levels)
+    assert torch.equal(images, before)
+
+
 def test_wrong_images_and_keys_say_what_to_do() -> None:
     make_views = views_from(add_noise)
-    with pytest.raises(TypeError, match=r"uint8 images .* but got a torch.float32 tensor"):
-        make_views(IMAGES / 255, key())
+    with pytest.raises(TypeError, match=r"uint8 images .* but got a torch.float64 Tensor"):
+        make_views(IMAGES.double() / 255, key())
+    with pytest.raises(
+        ValueError, match=r"A transform of tensors takes images of one size, but these are ragged. Use Views"
+    ):
+        make_views(RaggedImages.pack(list(IMAGES)), key())
     with pytest.raises(ValueError, match=r"index has shape \[2\] and torch.int64, for 6 images"):
         make_views(IMAGES, SampleKey(0, 0, torch.arange(2)))
 

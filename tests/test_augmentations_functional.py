@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from contrastive.augmentations import CIFAR10, IMAGENET, Normalize, functional
@@ -109,17 +110,51 @@ def test_whole_image_at_its_own_size_is_unchanged() -> None:
     assert torch.equal(functional.resized_crop(images, zero, zero, height, width, (17, 29)), images)
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 40), (40, 35), (35, 33), (257, 258)])
-def test_center_crop_equals_torchvision(height: int, width: int) -> None:
-    images = photographs(2, height, width)
-    assert torch.equal(functional.center_crop(images, 32), tv.center_crop(images, [32, 32]))
+def test_a_window_of_a_resized_box_equals_torchvisions_resize_and_crop() -> None:
+    images = functional.to_float(photographs(3, 60, 47))
+    boxes, grids = [(0, 0, 60, 47), (3, 5, 50, 30), (10, 0, 16, 40)], [(40, 31), (35, 64), (16, 40)]
+    windows, flip = [(7, 2), (0, 35), (3, 11)], torch.tensor([True, False, True])
+    ours = functional.resample(
+        images,
+        *torch.tensor(boxes).unbind(1),
+        grid=(torch.tensor(grids)[:, 0], torch.tensor(grids)[:, 1]),
+        window=(torch.tensor(windows)[:, 0], torch.tensor(windows)[:, 1]),
+        size=(13, 29),
+        flip=flip,
+    )
+    for image, box, grid, window, turn, view in zip(images, boxes, grids, windows, flip, ours, strict=True):
+        resized = tv.crop(tv.resized_crop(image, *box, size=list(grid), antialias=True), *window, 13, 29)
+        assert_close(view, tv.horizontal_flip(resized) if turn else resized)
 
 
-def test_center_crop_of_small_images_says_what_to_do() -> None:
-    with pytest.raises(
-        ValueError, match=r"Images of 40 x 31 pixels are smaller than the view's 32 x 32. Make the views"
-    ):
-        functional.center_crop(photographs(2, 40, 31), 32)
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (33, 32), (96, 70)])
+def test_bicubic_crops_equal_torchvisions_clamped(size: tuple[int, int]) -> None:
+    for images in (photographs(7, 40, 50), torch.randint(0, 2, (7, 3, 40, 50), dtype=torch.uint8) * 255):
+        scaled = functional.to_float(images)
+        ours = functional.resized_crop(scaled, *torch.tensor(BOXES).unbind(1), size=size, bicubic=True)
+        bicubic = InterpolationMode.BICUBIC
+        theirs = [
+            tv.resized_crop(x, *box, size=list(size), interpolation=bicubic, antialias=True)
+            for x, box in zip(scaled, BOXES, strict=True)
+        ]
+        assert_close(ours, torch.stack(theirs).clamp(0, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_numbers_of_channels_equal_torchvision(channels: int) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    images = torch.rand(6, channels, 20, 26, generator=generator)
+    sigmas, factors = torch.linspace(0.2, 2, 6), torch.linspace(0, 1.8, 6)
+    blurred = [tv.gaussian_blur(x, [5, 5], [sigma] * 2) for x, sigma in zip(images, sigmas.tolist(), strict=True)]
+    assert_close(functional.gaussian_blur(images, sigmas, 5), torch.stack(blurred))
+    box = torch.tensor([(2, 3, 15, 20)] * 6).unbind(1)
+    assert_close(
+        functional.resized_crop(images, *box, size=(9, 30)),
+        tv.resized_crop(images, 2, 3, 15, 20, [9, 30], antialias=True),
+    )
+    if channels == 1:
+        contrasted = [tv.adjust_contrast(x, factor) for x, factor in zip(images, factors.tolist(), strict=True)]
+        assert_close(functional.adjust_contrast(images, factors), torch.stack(contrasted))
 
 
 def test_both_ends_of_uint8_are_exact() -> None:
@@ -186,9 +221,9 @@ def test_hue_in_degrees_says_what_to_do() -> None:
         functional.adjust_hue(KINDS["photographs"], torch.tensor([0.0] * 5 + [90.0]))
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5, 0.5), (0.2, 0.0, 0.2)), ((0.5,), (0.2,))])
+@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5, 0.5), (0.2, 0.0, 0.2)), ((0.5,), (0.2, 0.2)), ((), ())])
 def test_impossible_statistics_say_what_to_do(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(
-        ValueError, match="Normalize needs three means and three standard deviations > 0, but got mean="
+        ValueError, match="Normalize needs a mean and a standard deviation > 0 of each channel, but got"
     ):
         Normalize(mean, std)

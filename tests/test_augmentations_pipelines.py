@@ -1,5 +1,6 @@
 """Whole pipelines: against torchvision one image at a time, and what a view may and may not depend on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,35 +8,69 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torchvision.transforms import v2
 
 from contrastive.augmentations import (
     CIFAR10,
     IMAGENET,
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
     MakeViews,
+    Normalize,
+    RaggedImages,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomSolarize,
+    Resize,
     SampleKey,
-    ViewPipeline,
-    ViewSpec,
+    TensorOperation,
+    Views,
     byol_views,
-    functional,
+    dino_views,
+    evaluation_views,
+    mae_views,
     moco_v2_views,
-    multi_crop_views,
+    moco_v3_views,
     simclr_views,
+    simsiam_views,
+    swav_views,
 )
-from contrastive.augmentations.parameters import draw_parameters
-from contrastive.augmentations.pipeline import apply_parameters
-from contrastive.augmentations.views import check_images, check_key
+from contrastive.augmentations.backends import torch_backend
+from contrastive.augmentations.images import as_ragged
+from contrastive.augmentations.key import names_of
+from contrastive.augmentations.operations import Operation
+from contrastive.augmentations.randomness import Random
 from tests.reference_augmentations import photographs, torchvision_view
 
-# Everything happens to about half of the images.
-BUSY = replace(byol_views(32).specs[1], p_blur=0.5, p_grayscale=0.3, p_solarize=0.5)
+BACKENDS = ("torch", "native")
+
+
+def busy(size: int) -> list[Operation]:
+    """Everything happens to about half of the images."""
+    return [
+        RandomResizedCrop(size),
+        RandomHorizontalFlip(0.5),
+        ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+        RandomGrayscale(0.3),
+        GaussianBlur(3, p=0.5),
+        RandomSolarize(0.5, p=0.5),
+        IMAGENET,
+    ]
+
+
 PIPELINES = {
     "simclr": simclr_views(32),
     "simclr_cifar10": simclr_views(32, strength=0.5, blur=False, normalize=CIFAR10),
     "simclr_unnormalised": simclr_views(24, normalize=None, num_views=3),
     "moco_v2": moco_v2_views(32),
     "byol": byol_views(40),
-    "multi_crop": multi_crop_views(32, local_size=16, num_local=3),
-    "busy": ViewPipeline((BUSY, BUSY)),
+    "mae": mae_views(32, num_views=2),
+    "dino": dino_views(32, local_size=16, num_local=2),
+    "swav": swav_views(32, local_size=16, num_local=3),
+    "busy": Views([busy(32), busy(32)]),
+    "crop_last": Views([[GaussianBlur(5, p=0.5), ColorJitter(contrast=0.5), RandomResizedCrop(20), RandomSolarize()]]),
 }
 
 
@@ -43,26 +78,54 @@ def key(count: int, *, seed: int = 0, epoch: int = 0) -> SampleKey:
     return SampleKey(seed, epoch, torch.arange(count) * 7)
 
 
+def ragged(count: int) -> RaggedImages:
+    sides = [(20 + 7 * row, 64 - 3 * row) for row in range(count)]
+    return RaggedImages.pack([photographs(1, *side, seed=row)[0] for row, side in enumerate(sides)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (45, 37), (9, 70)])
 @pytest.mark.parametrize("name", PIPELINES)
-def test_views_equal_torchvision_one_image_at_a_time(name: str, height: int, width: int) -> None:
-    images, pipeline = photographs(12, height, width), PIPELINES[name]
-    views = pipeline(images, key(12, seed=5, epoch=2))
-    assert len(views) == len(pipeline.specs)
-    for number, (view, spec) in enumerate(zip(views, pipeline.specs, strict=True)):
-        index = np.arange(12) * 7
-        drawn = draw_parameters(spec, seed=5, epoch=2, index=index, view=number, height=height, width=width)
-        expected = [torchvision_view(image, spec, drawn, row, pipeline.normalize) for row, image in enumerate(images)]
-        # Normalised: a difference in [0, 1] counts 4.5 times.
-        assert (view - torch.stack(expected)).abs().max().item() < 5e-5
+def test_views_equal_torchvision_one_image_at_a_time(name: str, height: int, width: int, backend: str) -> None:
+    images, pipeline = photographs(12, height, width), replace(PIPELINES[name], backend=backend)
+    names = key(12, seed=5, epoch=2)
+    for view, operations, programs in zip(
+        pipeline(images, names), pipeline.views, pipeline.programs(images, names), strict=True
+    ):
+        normalize = operations[-1] if isinstance(operations[-1], Normalize) else None
+        for row, image in enumerate(images):
+            expected = image.to(torch.float32) / 255
+            for program in programs:
+                expected = torchvision_view(expected, program, row, normalize if program is programs[-1] else None)
+            # Normalised: a difference in [0, 1] counts 4.5 times.
+            assert (view[row] - expected).abs().max().item() < 5e-5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ragged_images_get_the_views_that_they_get_alone(backend: str) -> None:
+    images, names = ragged(9), key(9)
+    pipeline = replace(PIPELINES["busy"], backend=backend)
+    together = pipeline(images, names)
+    for row in range(9):
+        alone = pipeline(images[row][None], SampleKey(0, 0, names.index[row : row + 1]))
+        for view, whole in zip(alone, together, strict=True):
+            assert torch.equal(view[0], whole[row])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float_images_get_the_views_of_their_levels(backend: str) -> None:
+    images, pipeline = photographs(8, 40, 33), replace(PIPELINES["busy"], backend=backend)
+    for levels, floats in zip(pipeline(images, key(8)), pipeline(images.float() / 255, key(8)), strict=True):
+        torch.testing.assert_close(levels, floats, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("size", [32, 200])
-def test_a_view_is_the_same_bits_whatever_else_is_in_the_batch(size: int, threads: int) -> None:
+def test_a_view_is_the_same_bits_whatever_else_is_in_the_batch(size: int, threads: int, backend: str) -> None:
     count = 64 if size == 32 else 9
     images, names = photographs(count, size + 10, size), key(count)
-    pipeline = ViewPipeline((replace(BUSY, image_size=size), replace(BUSY, image_size=size // 2)))
+    pipeline = Views([busy(size), busy(size // 2)], backend=backend)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -73,6 +136,21 @@ def test_a_view_is_the_same_bits_whatever_else_is_in_the_batch(size: int, thread
                 assert torch.equal(view, whole[rows])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_dtype_and_memory_format_change_nothing_else(
+    dtype: torch.dtype, memory_format: torch.memory_format, backend: str
+) -> None:
+    images, pipeline = photographs(8, 32, 32), replace(PIPELINES["busy"], backend=backend)
+    plain = pipeline(images, key(8))
+    other = replace(pipeline, dtype=dtype, memory_format=memory_format)
+    for view, expected in zip(other(images, key(8)), plain, strict=True):
+        assert view.is_contiguous(memory_format=memory_format)
+        assert torch.equal(view, expected.to(dtype))
+    assert torch.equal(other.evaluation_view(images), pipeline.evaluation_view(images).to(dtype))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -91,8 +169,9 @@ def test_global_random_state_is_neither_read_nor_moved(name: str) -> None:
         assert torch.equal(first, second)
 
 
-def test_autocast_changes_nothing() -> None:
-    images, pipeline = photographs(8, 32, 32), PIPELINES["busy"]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: str) -> None:
+    images, pipeline = photographs(8, 32, 32), replace(PIPELINES["busy"], backend=backend)
     plain = pipeline(images, key(8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = pipeline(images, key(8))
@@ -101,16 +180,17 @@ def test_autocast_changes_nothing() -> None:
         assert torch.equal(first, second)
 
 
-def test_a_gpu_gets_all_the_work_and_is_never_waited_for() -> None:
+def test_a_gpu_gets_all_the_torch_work_and_is_never_waited_for() -> None:
     """Fake tensors know their device and refuse to tell their values, which is what would wait."""
-    drawn = draw_parameters(BUSY, seed=0, epoch=0, index=np.arange(16), view=0, height=40, width=48)
+    (program,), _ = PIPELINES["busy"].programs(photographs(16, 40, 48), key(16))
+    host = as_ragged(photographs(16, 40, 48))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        images = torch.empty(16, 3, 40, 48, dtype=torch.uint8, device="cuda")
-        view = apply_parameters(functional.to_float(images), BUSY, drawn)
-        assert view.device.type == "cuda"
-        assert IMAGENET(view).device.type == "cuda"
+        images = replace(host, pixels=torch.empty(16 * 3 * 40 * 48, dtype=torch.uint8, device="cuda"))
+        out = torch.empty(16, 3, 32, 32, device="cuda")
+        torch_backend.render(images, program, IMAGENET, out)
+        assert out.device.type == "cuda"
         with pytest.raises(DataDependentOutputException):
-            view.sum().item()
+            out.sum().item()
 
 
 def test_views_epochs_seeds_and_images_differ() -> None:
@@ -123,18 +203,31 @@ def test_views_epochs_seeds_and_images_differ() -> None:
 
 
 def test_images_are_not_written_to() -> None:
-    images = photographs(8, 32, 32)
-    before = images.clone()
-    for pipeline in PIPELINES.values():
-        pipeline(images, key(8))
-    assert torch.equal(images, before)
+    for images in (photographs(8, 32, 32), photographs(8, 32, 32).float() / 255):
+        before = images.clone()
+        for pipeline in PIPELINES.values():
+            pipeline(images, key(8))
+        Views([[CenterCrop(32), AddNumber()]])(images, key(8))
+        assert torch.equal(images, before)
 
 
-def test_both_ends_of_uint8_survive_a_pipeline_that_only_crops() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_ends_of_uint8_survive_a_pipeline_that_only_crops(backend: str) -> None:
     ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 16, 16)
-    (view,) = ViewPipeline((ViewSpec(16, p_flip=1.0),), normalize=None)(ends, key(2))
-    assert view[0].max() == 0
-    torch.testing.assert_close(view[1], torch.ones(3, 16, 16))
+    for interpolation in ("bilinear", "bicubic"):
+        crop = RandomResizedCrop(16, interpolation=interpolation)
+        (view,) = Views([[crop, RandomHorizontalFlip(1.0)]], backend=backend)(ends, key(2))
+        assert view[0].max() == 0
+        torch.testing.assert_close(view[1], torch.ones(3, 16, 16), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_view_that_resizes_nothing_is_the_image_exactly(backend: str) -> None:
+    images = torch.randint(0, 256, (4, 3, 21, 33), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (view,) = Views([[CenterCrop(13)]], backend=backend)(images, key(4))
+    assert torch.equal((view * 255).round().to(torch.uint8), images[:, :, 4:17, 10:23])
+    (mirrored,) = Views([[CenterCrop(13), RandomHorizontalFlip(1.0)]], backend=backend)(images, key(4))
+    assert torch.equal(mirrored, view.flip(-1))
 
 
 def test_empty_batch_makes_empty_views() -> None:
@@ -142,47 +235,112 @@ def test_empty_batch_makes_empty_views() -> None:
     assert [view.shape for view in PIPELINES["busy"](images, key(0))] == [(0, 3, 32, 32)] * 2
 
 
-# Columns: image_size, scale, flip, jitter, brightness, contrast, saturation, hue, grayscale, blur, kernel, solarize.
-Row = tuple[int, tuple[float, float], float, float, float, float, float, float, float, float, int, float]
-SIMCLR: Row = (224, (0.08, 1.0), 0.5, 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 23, 0.0)
-CIFAR: Row = (32, (0.08, 1.0), 0.5, 0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0.0, 3, 0.0)
-MOCO: Row = (224, (0.2, 1.0), 0.5, 0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0.5, 23, 0.0)
-BYOL_1: Row = (224, (0.08, 1.0), 0.5, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1.0, 23, 0.0)
-BYOL_2: Row = (224, (0.08, 1.0), 0.5, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 23, 0.2)
-GLOBAL: Row = (224, (0.14, 1.0), 0.5, 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 23, 0.0)
-LOCAL: Row = (96, (0.05, 0.14), 0.5, 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 23, 0.0)
+class AddNumber(TensorOperation):
+    """Adds each image's own random number, in place, and remembers it."""
+
+    num_words = 1
+
+    def __init__(self) -> None:
+        self.added = torch.zeros(0)
+
+    def apply(self, images: Tensor, random: Random) -> Tensor:
+        self.added = torch.from_numpy(random.uniform[0]).float()
+        return images.add_(self.added[:, None, None, None]).clamp_(0, 1)
 
 
-def jitter(spec: ViewSpec) -> tuple[float, float, float, float]:
-    return spec.brightness, spec.contrast, spec.saturation, spec.hue
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tensor_operation_stands_between_others_and_draws_by_the_key(backend: str) -> None:
+    images, names, add = photographs(6, 30, 30), key(6, seed=3), AddNumber()
+    view = [RandomResizedCrop(16), ColorJitter(0.4, 0.4, 0.4, 0.1), add, GaussianBlur(3), IMAGENET]
+    pipeline = Views([view], backend=backend)
+    ((first, second),) = pipeline.programs(images, names)
+    (together,) = pipeline(images, names)
+    added = add.added
+    assert len(set(added.tolist())) == 6
+    for row in range(6):
+        between = (torchvision_view(images[row], first, row) + added[row]).clamp(0, 1)
+        expected = torchvision_view(between, second, row, IMAGENET)
+        torch.testing.assert_close(together[row], expected, atol=5e-5, rtol=0)
+        (alone,) = pipeline(images[row : row + 1], SampleKey(3, 0, names.index[row : row + 1]))
+        assert torch.equal(alone[0], together[row])
+
+
+BYOL_JITTER, MOCO_JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+SIMCLR_JITTER, CIFAR_JITTER = ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+FLIP, GRAY = RandomHorizontalFlip(0.5), RandomGrayscale(0.2)
+RATIO = (3 / 4, 4 / 3)
+
+
+def crop(size: int, low: float, high: float = 1.0, interpolation: str = "bilinear") -> RandomResizedCrop:
+    return RandomResizedCrop(size, (low, high), RATIO, interpolation)
+
+
+def blur(p: float, kernel_size: int = 23) -> GaussianBlur:
+    return GaussianBlur(kernel_size, (0.1, 2.0), p)
+
+
+def byol(first: RandomResizedCrop) -> list[list[Operation]]:
+    shared = [first, FLIP, BYOL_JITTER, GRAY]
+    return [[*shared, blur(1.0), IMAGENET], [*shared, blur(0.1), RandomSolarize(0.5, 0.2), IMAGENET]]
 
 
 @pytest.mark.parametrize(
     ("pipeline", "published"),
     [
-        (simclr_views(224), [SIMCLR] * 2),
-        (simclr_views(32, strength=0.5, blur=False), [CIFAR] * 2),
-        (moco_v2_views(), [MOCO] * 2),
-        (byol_views(), [BYOL_1, BYOL_2]),
-        (multi_crop_views(), [GLOBAL] * 2 + [LOCAL] * 6),
+        (simclr_views(224), [[crop(224, 0.08), FLIP, SIMCLR_JITTER, GRAY, blur(0.5), IMAGENET]] * 2),
+        (simclr_views(96), [[crop(96, 0.08), FLIP, SIMCLR_JITTER, GRAY, blur(0.5, 9), IMAGENET]] * 2),
+        (simclr_views(32, strength=0.5, blur=False), [[crop(32, 0.08), FLIP, CIFAR_JITTER, GRAY, IMAGENET]] * 2),
+        (moco_v2_views(), [[crop(224, 0.2), FLIP, MOCO_JITTER, GRAY, blur(0.5), IMAGENET]] * 2),
+        (simsiam_views(), [[crop(224, 0.2), FLIP, MOCO_JITTER, GRAY, blur(0.5), IMAGENET]] * 2),
+        (byol_views(), byol(crop(224, 0.08, interpolation="bicubic"))),
+        (moco_v3_views(), byol(crop(224, 0.08))),
+        (
+            swav_views(),
+            [[crop(224, 0.14), FLIP, SIMCLR_JITTER, GRAY, blur(0.5), IMAGENET]] * 2
+            + [[crop(96, 0.05, 0.14), FLIP, SIMCLR_JITTER, GRAY, blur(0.5), IMAGENET]] * 6,
+        ),
+        (
+            dino_views(),
+            byol(crop(224, 0.4, interpolation="bicubic"))
+            + [[crop(96, 0.05, 0.4, "bicubic"), FLIP, BYOL_JITTER, GRAY, blur(0.5), IMAGENET]] * 8,
+        ),
+        (mae_views(), [[crop(224, 0.2, interpolation="bicubic"), FLIP, IMAGENET]]),
+        (evaluation_views(), [[Resize(256), CenterCrop(224), IMAGENET]]),
     ],
 )
-def test_defaults_are_the_published_ones(pipeline: ViewPipeline, published: list[Row]) -> None:
-    assert pipeline.normalize == IMAGENET
+def test_defaults_are_the_published_ones(pipeline: Views, published: list[list[Operation]]) -> None:
     assert isinstance(pipeline, MakeViews)
-    rows = [
-        (s.image_size, s.scale, s.p_flip, s.p_jitter, *jitter(s), s.p_grayscale, s.p_blur, s.kernel_size, s.p_solarize)
-        for s in pipeline.specs
-    ]
-    assert rows == published
-    for spec in pipeline.specs:
-        assert spec.ratio == (3 / 4, 4 / 3)
-        assert spec.blur_sigma == (0.1, 2.0)
-        assert spec.solarize_threshold == 0.5
+    assert [list(view) for view in pipeline.views] == published
 
 
-def test_evaluation_view_is_the_normalised_centre() -> None:
-    pipeline = multi_crop_views(32, local_size=16)
+@pytest.mark.parametrize("size", [(32, 32), (8, 3), (64, 7), (224, 23)])
+def test_blur_kernel_is_a_tenth_of_the_side_made_odd(size: tuple[int, int]) -> None:
+    (kernel_size,) = {op.kernel_size for op in simclr_views(size[0]).views[0] if isinstance(op, GaussianBlur)}
+    assert kernel_size == {32: 3}.get(size[0], size[1])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_equals_torchvisions_resize_crop_and_normalize(backend: str, interpolation: str) -> None:
+    pipeline = replace(evaluation_views(28, interpolation=interpolation), backend=backend)
+    theirs = v2.Compose(
+        [
+            v2.Resize(32, v2.InterpolationMode(interpolation), antialias=True),
+            v2.Lambda(lambda image: image.clamp(0, 1)),
+            v2.CenterCrop(28),
+            v2.Normalize(IMAGENET.mean, IMAGENET.std),
+        ]
+    )
+    images = ragged(10)
+    for row, view in enumerate(pipeline.evaluation_view(images)):
+        torch.testing.assert_close(view, theirs(images[row] / 255), atol=5e-5, rtol=0)
+    one_size = photographs(3, 45, 70)
+    torch.testing.assert_close(pipeline.evaluation_view(one_size), theirs(one_size / 255), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_view_of_images_of_one_size_is_the_normalised_centre(backend: str) -> None:
+    pipeline = replace(swav_views(32, local_size=16), backend=backend)
     for side in (32, 37):
         images = photographs(3, side, side + 1)
         top, left = round((side - 32) / 2), round((side + 1 - 32) / 2)
@@ -191,41 +349,101 @@ def test_evaluation_view_is_the_normalised_centre() -> None:
         view = pipeline.evaluation_view(images)
         assert view.dtype == torch.float32
         torch.testing.assert_close(view.double(), expected, atol=1e-6, rtol=0)
-    unnormalised = simclr_views(32, normalize=None).evaluation_view(images)
-    assert torch.equal(unnormalised, functional.to_float(images[:, :, top : top + 32, left : left + 32]))
+    unnormalised = replace(simclr_views(32, normalize=None), backend=backend).evaluation_view(images)
+    expected = images[:, :, top : top + 32, left : left + 32] / 255
+    torch.testing.assert_close(unnormalised, expected, atol=1e-7, rtol=0)
+
+
+def test_ragged_images_are_resized_for_evaluation_unless_told_otherwise() -> None:
+    images = ragged(4)
+    assert torch.equal(simclr_views(28).evaluation_view(images), evaluation_views(28).evaluation_view(images))
+    told = replace(simclr_views(28), evaluation=[Resize(20), CenterCrop(20)])
+    assert torch.equal(told.evaluation_view(images), evaluation_views(20, resize=20, normalize=None)(images, key(4))[0])
+
+
+def test_other_numbers_of_channels_have_their_pipelines() -> None:
+    statistics = Normalize((0.5,) * 5, (0.25,) * 5)
+    spectral = torch.randint(0, 256, (4, 5, 30, 30), dtype=torch.uint8)
+    pipeline = Views([[RandomResizedCrop(16), FLIP, GaussianBlur(3), statistics]] * 2)
+    grey = Views([[RandomResizedCrop(16), FLIP, ColorJitter(0.4, 0.4), GaussianBlur(3), RandomSolarize()]])
+    for views, images in ((pipeline, spectral), (grey, spectral[:, :1].contiguous())):
+        for backend in BACKENDS:
+            made = replace(views, backend=backend)
+            for view, (program,), operations in zip(
+                made(images, key(4)), made.programs(images, key(4)), made.views, strict=True
+            ):
+                normalize = operations[-1] if isinstance(operations[-1], Normalize) else None
+                expected = [torchvision_view(image, program, row, normalize) for row, image in enumerate(images)]
+                torch.testing.assert_close(view, torch.stack(expected), atol=5e-5, rtol=0)
 
 
 def test_evaluation_view_of_small_images_says_what_to_do() -> None:
-    with pytest.raises(
-        ValueError, match=r"Images of 31 x 40 pixels are smaller than the view's 32 x 32. Make the views for"
-    ):
+    message = r"Images of 31 x 40 pixels are smaller than the view's 32 x 32. Make the views smaller, or put Resize"
+    with pytest.raises(ValueError, match=message):
         simclr_views(32).evaluation_view(photographs(2, 31, 40))
 
 
-@pytest.mark.parametrize(
-    ("images", "error", "message"),
-    [
-        (
-            torch.rand(4, 3, 32, 32),
-            TypeError,
-            "but got a torch.float32 tensor. Leave scaling and normalising to the views",
-        ),
-        (
-            photographs(1, 32, 32)[0],
-            ValueError,
-            r"shape \[3, 32, 32\]. For a single image add the batch axis: images\[None\]",
-        ),
-        (photographs(4, 32, 32)[:, :1], ValueError, r"shape \[4, 1, 32, 32\]. Repeat a grey channel: images.expand"),
-        (photographs(4, 32, 32).permute(0, 2, 3, 1), ValueError, "The channels come second: images.permute"),
-        (torch.zeros(4, 4, 32, 32, dtype=torch.uint8), ValueError, r"shape \[4, 4, 32, 32\]. Stack RGB images"),
-        (torch.zeros(4, 3, 0, 32, dtype=torch.uint8), ValueError, r"shape \[4, 3, 0, 32\]. Stack RGB images"),
-    ],
-)
+WRONG_IMAGES: list[tuple[object, type[Exception], str]] = [
+    (torch.rand(4, 3, 32, 32).double(), TypeError, "but got a torch.float64 Tensor. Other floats become float32"),
+    (torch.zeros(4, 3, 8, 8).long(), TypeError, "got a torch.int64 Tensor.* other integers by dividing"),
+    ([photographs(1, 8, 8)], TypeError, "but got a list. Other floats"),
+    (torch.rand(4, 3, 32, 32) * 255, ValueError, r"Float images are in \[0, 1\]. Divide .* These reach from .* to 25"),
+    (torch.rand(4, 3, 32, 32) - 0.5, ValueError, r"undo a normalisation. These reach from -0"),
+    (torch.full((4, 3, 32, 32), torch.nan), ValueError, r"These reach from nan to nan"),
+    (
+        photographs(1, 32, 32)[0],
+        ValueError,
+        r"shape \[3, 32, 32\]. For a single image add the batch axis: images\[None\]",
+    ),
+    (photographs(4, 32, 32).permute(0, 2, 3, 1), ValueError, "The channels come second: images.permute"),
+    (torch.zeros(4, 3, 0, 32, dtype=torch.uint8), ValueError, r"shape \[4, 3, 0, 32\]. Stack images of one size"),
+]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(("images", "error", "message"), WRONG_IMAGES)
 def test_wrong_images_say_what_to_do(images: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         simclr_views(32)(images, key(4))
     with pytest.raises(error, match=message):
         simclr_views(32).evaluation_view(images)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_ragged_images_that_describe_no_images_say_what_to_do() -> None:
+    pixels, sides = torch.zeros(100, dtype=torch.uint8), np.array([5])
+    with pytest.raises(
+        ValueError, match=r"outside its buffer of 100 values: images of 3 channels begin at 30 and end at 105"
+    ):
+        RaggedImages(pixels, np.array([30]), sides, sides)
+    with pytest.raises(
+        ValueError, match=r"but got pixels of shape \[4, 25\] and \[1, 1, 1\] of these. RaggedImages.pack"
+    ):
+        RaggedImages(pixels.view(4, 25), np.array([0]), sides, sides)
+    with pytest.raises(ValueError, match=r"An image without pixels has no views. Leave it out"):
+        RaggedImages(pixels, np.array([0]), sides * 0, sides)
+    with pytest.raises(
+        ValueError, match=r"are \[C, H, W\] of one dtype .* \['torch.float32 \[1, 2, 2\]', 'torch.uint8"
+    ):
+        RaggedImages.pack([torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2)])
+    with pytest.raises(ValueError, match="but got none at all"):
+        RaggedImages.pack([])
+    with pytest.raises(TypeError, match=r"The offsets of ragged images are on meta, but crops are drawn on the host"):
+        RaggedImages(pixels, torch.tensor([0], device="meta"), sides, sides)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_ragged_images_are_packed_without_padding_and_found_again() -> None:
+    images = [photographs(1, *side, seed=5)[0] for side in ((3, 9), (17, 2), (8, 8))]
+    packed = RaggedImages.pack([images[0].permute(1, 2, 0).contiguous().permute(2, 0, 1), *images[1:]])
+    assert len(packed.pixels) == 3 * (27 + 34 + 64)
+    assert all(torch.equal(packed[row], image) for row, image in enumerate(images))
+    tables = [torch.from_numpy(table) for table in (packed.offsets, packed.heights, packed.widths)]
+    assert RaggedImages(packed.pixels, *tables)[2].equal(images[2])  # type: ignore[arg-type]
+    moved = packed.to("meta")
+    assert moved.device.type == "meta"
+    assert moved.offsets is packed.offsets
+    assert as_ragged(torch.stack([images[2]] * 2).contiguous(memory_format=torch.channels_last))[1].equal(images[2])
 
 
 @pytest.mark.parametrize(
@@ -242,15 +460,70 @@ def test_wrong_keys_say_what_to_do(wrong: SampleKey, error: type[Exception], mes
         simclr_views(32)(photographs(4, 32, 32), wrong)
 
 
-def test_something_else_than_images_or_a_key_says_what_to_do() -> None:
-    with pytest.raises(TypeError, match=r"uint8 images .* but got a list. Leave scaling"):
-        check_images([photographs(1, 32, 32)])
+def test_something_else_than_a_key_says_what_to_do() -> None:
     with pytest.raises(
         TypeError, match=r"a SampleKey\(seed, epoch, index\), but got a Tensor. The index is the images'"
     ):
-        check_key(torch.arange(4), photographs(4, 32, 32))
+        names_of(torch.arange(4), 4)
 
 
-def test_no_views_at_all_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"A pipeline of 0 views makes nothing. Give one ViewSpec for each view"):
+WRONG_PIPELINES: list[tuple[Sequence[Sequence[object]], dict[str, object], type[Exception], str]] = [
+    ([], {}, ValueError, "A pipeline of 0 views makes nothing. Give a list of operations for each view."),
+    ([[]], {}, ValueError, "A view without operations is the image itself. Give at least RandomResizedCrop"),
+    ([[CenterCrop(8), torch.nn.Identity()]], {}, TypeError, "but holds a Identity. kornia_op adapts a Kornia module"),
+    (
+        [[IMAGENET, CenterCrop(8)]],
+        {},
+        ValueError,
+        r"Normalize\(.*is not the last operation of its view: all others take",
+    ),
+    ([[CenterCrop(8)]], {"evaluation": [RandomResizedCrop(8)]}, ValueError, "The evaluation view must not be random"),
+    (
+        [[CenterCrop(8)]],
+        {"dtype": torch.float64},
+        ValueError,
+        "Views are float32, bfloat16 or float16, but dtype=torch.f",
+    ),
+    (
+        [[CenterCrop(8)]],
+        {"memory_format": torch.preserve_format},
+        ValueError,
+        "Choose torch.contiguous_format or torch.ch",
+    ),
+]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(("views", "options", "error", "message"), WRONG_PIPELINES)
+def test_impossible_pipelines_say_what_to_do(
+    views: Sequence[Sequence[Operation]], options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Views(views, **options)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_pipelines_that_do_not_fit_their_images_say_what_to_do() -> None:
+    images = photographs(4, 20, 30)
+    with pytest.raises(ValueError, match=r"Resize\(size=8.*\) would resample pixels that have been resampled already"):
+        Views([[RandomResizedCrop(16), Resize(8)]])(images, key(4))
+    with pytest.raises(
+        ValueError, match=r"different sizes, such as \(20, 64\) and \(41, 55\) pixels. Begin a view of ragged"
+    ):
+        Views([[RandomHorizontalFlip()]])(ragged(4), key(4))
+    with pytest.raises(
+        ValueError, match=r"A blur kernel of 17 pixels does not fit 8 x 8 views: it must be at most 15."
+    ):
+        Views([[CenterCrop(8), GaussianBlur(17)]])(images, key(4))
+    with pytest.raises(
+        ValueError, match=r"does not say how much to cut from unaugmented images. Give Views an evaluation"
+    ):
+        Views([[RandomHorizontalFlip()]]).evaluation_view(images)
+    with pytest.raises(ValueError, match=r'backend="cuda" is not known. Choose "auto", "torch", "native" or "triton".'):
+        Views([[CenterCrop(8)]], backend="cuda")(images, key(4))
+    with pytest.raises(
+        ValueError, match=r'"triton" cannot make these views: it runs on NVIDIA GPUs, and the images are on c'
+    ):
+        Views([[CenterCrop(8)]], backend="triton")(images, key(4))
+    with pytest.raises(ValueError, match="A pipeline of 0 views"):
         simclr_views(32, num_views=0)

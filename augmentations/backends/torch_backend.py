@@ -36,7 +36,7 @@ def render(images: RaggedImages, program: Program, normalize: "Normalize | None"
 def _resampled(images: RaggedImages, program: Program) -> Tensor:
     """The windows of the resized boxes, float32 [B, C, *size]; images of one size together."""
     view = torch.empty(len(images), images.channels, *program.size, device=images.device)
-    sides = np.stack([images.heights.numpy(), images.widths.numpy()], axis=1)
+    sides = np.stack([images.heights, images.widths], axis=1)
     for height, width in np.unique(sides, axis=0):
         rows = np.flatnonzero((sides == (height, width)).all(axis=1))
         pixels = images.stacked() if len(rows) == len(images) else torch.stack([images[row] for row in rows.tolist()])
