@@ -16,7 +16,7 @@ class Watched:
     Attributes:
         features: [V*B, D], V views one after the other; detached.
         labels: [B], where returned; negative where an image has none.
-        index: [B], where returned.
+        index: [B], where returned; on the host, if the module keeps it there.
         projections: What the loss compares, any number of rows, where returned; detached.
     """
 

@@ -37,7 +37,7 @@ class Tally:
         Args:
             hits: 1 where the class came first, 1 where it was among the first five.
             labels: Images with a negative label do not count.
-            index: The images' numbers, where known.
+            index: The images' numbers, where known; on any device, the host for example.
         """
         place = torch.arange(self._num_seen, self._num_seen + len(hits), device=hits.device)
         self._num_seen += len(hits)
@@ -45,7 +45,7 @@ class Tally:
         counts = labels >= 0
         if index is None:
             counts &= ~self._is_padding(place)
-        number = place if index is None else index
+        number = place if index is None else index.to(hits.device, non_blocking=hits.is_cuda)
         self._rows.append(torch.stack([number, hits[:, 0], hits[:, 1], counts.long()], dim=1))
 
     def totals(self) -> Int64[Tensor, "3"]:

@@ -5,20 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import pytorch_lightning as pl
-import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from contrastive.augmentations import MakeViews, SampleKey, views_from
+from contrastive.augmentations import MakeViews, RaggedImages, SampleKey, views_from
 from contrastive.optim import MakeOptimizer, training_length
 
-Images = UInt8[Tensor, "B 3 H W"]
-Views = Sequence[Float[Tensor, "B 3 _ _"]]
+Images = UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"] | RaggedImages  # floats in [0, 1]
+Views = Sequence[Float[Tensor, "B C _ _"]]
 
 
 class Batch(TypedDict):
-    """What a data loader yields."""
+    """What a data loader yields; the index best on the host, where views draw their numbers."""
 
     image: Images
     index: Int64[Tensor, " B"]
@@ -37,7 +36,7 @@ class ContrastiveModule(pl.LightningModule):
     """Subclass, build your heads in ``__init__``, and write ``step``.
 
     Args:
-        encoder: Images [B, 3, H, W] to features [B, D], with ``num_features = D``.
+        encoder: Images [B, C, H, W] to features [B, D], with ``num_features = D``.
         make_views: A pipeline of ``contrastive.augmentations``; or any callable from float images in [0, 1]
             to a view or a list of views, which is adapted by ``views_from``.
         make_optimizer: From ``contrastive.optim``, or any function of (module, TrainingLength).
@@ -66,7 +65,7 @@ class ContrastiveModule(pl.LightningModule):
         """Momentum branches move here: called once per optimizer step that really happened."""
 
     def forward(self, images: Images) -> Float[Tensor, "B D"]:
-        """Features of unaugmented images, uint8 [B, 3, H, W] -> [B, D]."""
+        """Features of unaugmented images: uint8, or float32 in [0, 1], [B, C, H, W] or ragged, -> [B, D]."""
         features: Tensor = self.encoder(self.make_views.evaluation_view(images))
         return features
 
@@ -125,21 +124,16 @@ def pair(views: Views) -> tuple[Tensor, Tensor]:
 
 
 def check_batch(batch: Any) -> None:
-    """Say what a batch must be, where a tuple or a float image would fail far from its cause.
+    """Say what a batch must be, where a tuple would fail far from its cause. What images must be, views say.
 
     Raises:
-        TypeError: The batch is no mapping with a uint8 ``image`` and an ``index``.
+        TypeError: The batch is no mapping with ``image`` and ``index``.
     """
     if not isinstance(batch, Mapping) or not {"image", "index"} <= batch.keys():
         got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise TypeError(
             f"A batch is a mapping with 'image' and 'index' (and 'label', where known), but the data loader gave "
             f"{got}. Use contrastive.data; contrastive.data.from_dataset adapts any map-style data set."
-        )
-    if batch["image"].dtype != torch.uint8:
-        raise TypeError(
-            f"Images are uint8 [B, 3, H, W] as decoded, but this batch holds {batch['image'].dtype}. "
-            "Leave scaling and normalising to make_views, which do it on the images' device."
         )
 
 

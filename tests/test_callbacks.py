@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from contrastive.callbacks import KNNProbe, LinearProbe, RepresentationMonitor
+from contrastive.callbacks.tally import Tally
 from contrastive.module import ContrastiveModule
 from tests import tiny
 from tests.test_methods import METHODS
@@ -116,6 +117,13 @@ def test_the_watched_module_notices_a_callback_that_draws_a_number() -> None:
     without = run(Anybodys(), PictureData(), [])
     with pytest.raises(AssertionError):
         assert_equal(run(Anybodys(), PictureData(), [Careless()]), without)
+
+
+def test_an_index_that_stayed_on_the_host_is_counted_with_hits_on_a_device() -> None:
+    elsewhere = torch.device("meta")  # holds no numbers, but refuses to be mixed with other devices
+    tally = Tally([], elsewhere)
+    tally.add(torch.ones(3, 2, device=elsewhere).long(), torch.zeros(3, device=elsewhere).long(), torch.arange(3))
+    assert tally._rows[-1].device == elsewhere
 
 
 # What is missing

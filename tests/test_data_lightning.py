@@ -64,14 +64,24 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class AsksForItsLength(Recorder):
+    """As every schedule does, and Lightning then makes the loader before it knows that the run is resumed."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.num_steps = self.trainer.estimated_stepping_batches
+        return super().configure_optimizers()
+
+
 def data_module(kind: str) -> ImageData:
     if kind == "tensors":
         return TensorImages(IMAGES, torch.arange(NUM_IMAGES) % 3, IMAGES[:5], torch.arange(5) % 3, batch_size=4, seed=3)
     return from_dataset(Pairs(), Pairs(), batch_size=4, num_workers=int(kind[-1]), seed=3)
 
 
-def fit(data: ImageData, folder: Path, *, resume: Path | None = None, **options: Any) -> Recorder:
-    module = Recorder()
+def fit(
+    data: ImageData, folder: Path, *, resume: Path | None = None, kind: type[Recorder] = Recorder, **options: Any
+) -> Recorder:
+    module = kind()
     trainer = pl.Trainer(
         **{"max_epochs": 3} | options,
         accelerator="cpu",
@@ -127,6 +137,43 @@ def test_a_resumed_run_sees_what_the_whole_run_would_have_seen(
         done = torch.load(path, weights_only=False)["global_step"]
         resumed = fit(data_module(kind), tmp_path, resume=path, enable_checkpointing=False, **options)
         assert resumed.steps == [(step, images) for step, images in whole.steps if step >= done], name
+
+
+@pytest.mark.parametrize("kind", ["tensors", "workers-0"])
+def test_a_run_with_a_schedule_resumes_inside_an_epoch_and_the_next_run_begins_anew(kind: str, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = fit(data_module(kind), tmp_path, kind=AsksForItsLength, callbacks=[saving])
+    for done in (1, 6):
+        data, path = data_module(kind), tmp_path / f"step={done}.ckpt"
+        resumed = fit(data, tmp_path, kind=AsksForItsLength, resume=path, enable_checkpointing=False)
+        assert resumed.steps == whole.steps[done:]
+        again = fit(data, tmp_path, kind=AsksForItsLength, resume=path, enable_checkpointing=False)
+        assert again.steps == whole.steps[done:]
+        assert fit(data, tmp_path, kind=AsksForItsLength, enable_checkpointing=False).steps == whole.steps
+
+
+def test_a_position_restored_after_the_loader_was_made_counts_too() -> None:
+    order = [batch["index"].tolist() for batch in data_module("tensors").train_dataloader()]
+    data = data_module("tensors")
+    loader = data.train_dataloader()
+    data.load_state_dict({"epoch": 0, "images": 8})
+    assert [batch["index"].tolist() for batch in loader] == order[2:]
+
+
+def test_an_interrupted_run_resumes_on_the_same_data_module(tmp_path: Path) -> None:
+    class Stops(AsksForItsLength):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            if len(self.steps) == 3:
+                raise RuntimeError("out of memory")
+            return super().training_step(batch, batch_idx)
+
+    data = data_module("tensors")
+    whole = fit(data_module("tensors"), tmp_path, enable_checkpointing=False)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(data, tmp_path, kind=Stops, callbacks=[saving])
+    resumed = fit(data, tmp_path, kind=AsksForItsLength, resume=tmp_path / "step=3.ckpt", enable_checkpointing=False)
+    assert resumed.steps == whole.steps[3:]
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import contrastive
 from contrastive import methods, recipes
-from contrastive.augmentations import multi_crop_views, simclr_views
+from contrastive.augmentations import simclr_views, swav_views
 from contrastive.module import ContrastiveModule
 from contrastive.optim import sgd_cosine
 from tests import tiny
@@ -110,11 +110,27 @@ def test_a_batch_that_is_no_mapping_is_explained(build) -> None:
 
 @every_method
 @pytest.mark.usefixtures("without_type_checks")
-def test_float_images_are_explained(build) -> None:
+def test_images_that_are_normalised_already_are_explained(build) -> None:
     module = build()
-    batch = {"image": torch.rand(4, 3, 8, 8), "index": torch.arange(4)}
-    with pytest.raises(TypeError, match=r"Images are uint8 .* holds torch.float32. Leave scaling"):
+    batch = {"image": torch.randn(4, 3, 8, 8), "index": torch.arange(4)}
+    with pytest.raises(ValueError, match=r"Float images are in \[0, 1\]\..* undo a normalisation\. These reach from -"):
         module.training_step(batch, 0)
+    with pytest.raises(
+        TypeError, match=r"uint8 images as decoded, or of float32 images in \[0, 1\], but got a torch\.int"
+    ):
+        module.validation_step(batch | {"image": torch.zeros(4, 3, 8, 8, dtype=torch.int64)}, 0)
+
+
+@every_method
+def test_float_images_train_as_uint8_images_do(build) -> None:
+    losses = []
+    for images in (tiny.images(16), tiny.images(16) / 255):
+        torch.manual_seed(0)
+        module = build()
+        losses.append(
+            module.step(module.make_views(images, contrastive.augmentations.SampleKey(0, 0, torch.arange(16))))
+        )
+    torch.testing.assert_close(losses[0].loss, losses[1].loss)
 
 
 @every_method
@@ -142,7 +158,7 @@ def test_simclr_takes_more_than_two_views() -> None:
 
 def test_moco_refuses_more_than_two_views() -> None:
     module = tiny.moco()
-    module.make_views = multi_crop_views(8, local_size=8)
+    module.make_views = swav_views(8, local_size=8)
     with pytest.raises(ValueError, match=r"compares two views of an image, but make_views gave \d"):
         module.step(module.make_views(tiny.images(8), contrastive.augmentations.SampleKey(0, 0, torch.arange(8))))
 

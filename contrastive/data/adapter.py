@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from contrastive.data.decode import fit_image, rgb_from_pil
 from contrastive.data.files import check_same_classes
-from contrastive.data.loaders import EpochLoader, worker_loader
+from contrastive.data.loaders import EpochLoader, ragged_batch, worker_loader
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, TrainSampler
 from contrastive.data.tensor_images import TensorImages, as_tensors
@@ -37,6 +37,7 @@ def from_dataset(
     *,
     batch_size: int,
     image_size: int | None = None,
+    ragged: bool = False,
     val_batch_size: int | None = None,
     num_workers: int | None = None,
     classes: list[str] | None = None,
@@ -52,7 +53,8 @@ def from_dataset(
         train: Training data set.
         val: Validation data set; without it there is no validation.
         batch_size: Training images per rank and step.
-        image_size: Side of the stored squares in pixels; unless given, images stay as they are and must be of one size.
+        image_size: Side of the stored squares in pixels; unless given, images stay as they are.
+        ragged: Whether images may be of different sizes: batches then hold ``RaggedImages``.
         val_batch_size: Validation and bank images per rank and step; as many as in training unless given.
         num_workers: Worker processes per rank; one core of the rank's share stays free unless given, 0 for none.
         classes: Names of the classes, in the order of their labels; the data set's own attribute ``classes`` unless
@@ -61,8 +63,13 @@ def from_dataset(
 
     Raises:
         TypeError: A data set is not map-style, or its first item is not as described above.
-        ValueError: The first image has an impossible shape, or the two data sets' classes differ.
+        ValueError: The first image has an impossible shape, or the two data sets' classes differ, or ``image_size``
+            makes images of one size that are to be ragged.
     """
+    if ragged and image_size is not None:
+        raise ValueError(
+            f"ragged=True keeps the images' sizes, and image_size={image_size} does not. Give one of them."
+        )
     sets = {"train": AdaptedImages(train, image_size)}
     if val is not None:
         sets["val"] = AdaptedImages(val, image_size)
@@ -74,7 +81,13 @@ def from_dataset(
         if val is not None and _class_names(val) is not None:
             check_same_classes(classes, _class_names(val))
     return DatasetImages(
-        sets, classes, num_workers=num_workers, batch_size=batch_size, val_batch_size=val_batch_size, seed=seed
+        sets,
+        classes,
+        ragged=ragged,
+        num_workers=num_workers,
+        batch_size=batch_size,
+        val_batch_size=val_batch_size,
+        seed=seed,
     )
 
 
@@ -84,6 +97,7 @@ class DatasetImages(ImageData):
     Args:
         sets: The data sets "train" and, for validation, "val".
         classes: Names of the classes, in the order of their labels; None where unknown.
+        ragged: Whether batches hold ``RaggedImages``; else all images must be of one size.
         num_workers: Worker processes per rank; as ``loading_processes`` says where None, 0 reads in this process.
         batch_size: Training images per rank and step.
         val_batch_size: Validation and bank images per rank and step; as many as in training where None.
@@ -95,12 +109,14 @@ class DatasetImages(ImageData):
         sets: "dict[str, AdaptedImages]",
         classes: list[str] | None,
         *,
+        ragged: bool,
         num_workers: int | None,
         batch_size: int,
         val_batch_size: int | None,
         seed: int,
     ) -> None:
         super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed)
+        self.ragged = ragged
         self.num_workers = num_workers
         self._sets = sets
         self._classes = classes
@@ -133,11 +149,15 @@ class DatasetImages(ImageData):
             keep_workers=keep_workers,
             pin_memory=self.pin_memory,
             seed=self.seed,
-            collate=_one_size,
+            collate=ragged_batch if self.ragged else _one_size,
         )
 
     def as_tensors(self) -> TensorImages:
-        """All images loaded once into tensors, which is much faster to train on where they fit the accelerator."""
+        """All images loaded once into tensors, which is much faster to train on where they fit the accelerator.
+
+        Raises:
+            ValueError: They are ragged.
+        """
         return as_tensors(self)
 
 
@@ -239,6 +259,7 @@ def _one_size(items: list[dict[str, Tensor | int]]) -> Any:
     if len(sizes) > 1:
         raise ValueError(
             f"Images of one batch are of different sizes: {' x '.join(map(str, sizes[0]))} and "
-            f"{' x '.join(map(str, sizes[-1]))} pixels. Give image_size, to which all are resized and cropped."
+            f"{' x '.join(map(str, sizes[-1]))} pixels. Give image_size, to which all are resized and cropped, or "
+            "ragged=True, which leaves them as they are for views that begin with a crop."
         )
     return default_collate(items)

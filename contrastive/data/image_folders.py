@@ -8,12 +8,12 @@ import numpy as np
 import torch.distributed as dist
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from contrastive.data.check import CheckedImages, check_images
 from contrastive.data.decode import WHITE, NotAnImageError, decode_image, fit_image
 from contrastive.data.files import ImageTree, check_same_classes, existing_folder, list_images
-from contrastive.data.loaders import EpochLoader, worker_loader
+from contrastive.data.loaders import EpochLoader, ragged_batch, worker_loader
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, TrainSampler, rank_and_world_size
 from contrastive.data.tensor_images import TensorImages, as_tensors
@@ -22,8 +22,9 @@ from contrastive.data.tensor_images import TensorImages, as_tensors
 class ImageFolders(ImageData):
     """Image files below a folder: class folders as torchvision has them, or any tree of images without classes.
 
-    Batches lie on the CPU, page-locked where a GPU will fetch them. ``index`` counts ``train_files`` or ``val_files``,
-    which are sorted by name.
+    Batches lie on the CPU, page-locked where a GPU will fetch them. Their images are ``RaggedImages``, each of its
+    original size, so that random crops are taken of whole images, as published; or squares of ``image_size``.
+    ``index`` counts ``train_files`` or ``val_files``, which are sorted by name.
 
     Files whose extension is no image's are left alone and counted. All others are checked at the start, by one process
     for all ranks: headers are read and ends looked at, which takes minutes for millions of files on a local disk.
@@ -34,7 +35,9 @@ class ImageFolders(ImageData):
         train: Folder of training images.
         val: Folder of validation images; without it there is no validation.
         image_size: Side of the stored squares in pixels: shorter side resized to it, centre cut out. Random crops are
-            taken of these squares.
+            then taken of these squares. None leaves images as they are.
+        at_least: A JPEG of huge sides may be decoded at 1/2, 1/4 or 1/8 scale, much quicker, as long as both sides keep
+            this many pixels; twice ``image_size`` unless given, and without that, every image is decoded in full.
         batch_size: Training images per rank and step.
         val_batch_size: Validation and bank images per rank and step; as many as in training unless given.
         num_workers: Worker processes per rank; as ``loading_processes`` says unless given, 0 reads in this process.
@@ -53,7 +56,8 @@ class ImageFolders(ImageData):
     Raises:
         FileNotFoundError: A folder does not exist.
         NotADirectoryError: A folder is a file.
-        ValueError: ``val`` lies inside ``train``. From ``setup``: no images, too many bad files, or unlike classes.
+        ValueError: ``val`` lies inside ``train``, or a size is impossible. From ``setup``: no images, too many bad
+            files, or unlike classes.
     """
 
     def __init__(
@@ -61,7 +65,8 @@ class ImageFolders(ImageData):
         train: str | os.PathLike[str],
         val: str | os.PathLike[str] | None = None,
         *,
-        image_size: int,
+        image_size: int | None = None,
+        at_least: int | None = None,
         batch_size: int,
         val_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -73,8 +78,13 @@ class ImageFolders(ImageData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed)
-        if image_size < 1:
+        if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, but is {image_size}.")
+        if at_least is not None and at_least < (image_size or 1):
+            raise ValueError(
+                f"at_least={at_least} would decode images smaller than {image_size or 1} pixels. It is what both sides "
+                "of a JPEG keep: take what a view is cut out of, twice image_size for example."
+            )
         self.prepare_data_per_node = False  # rank 0 checks the files and tells the others
         self.folders = {"train": existing_folder(train)}
         if val is not None:
@@ -85,6 +95,7 @@ class ImageFolders(ImageData):
                     "trained on. Give two separate folders."
                 )
         self.image_size = image_size
+        self.at_least = 2 * image_size if at_least is None and image_size is not None else at_least
         self.num_workers = num_workers
         self.labelled = labelled
         self.minimum_size = minimum_size
@@ -158,17 +169,22 @@ class ImageFolders(ImageData):
             keep_workers: Whether the workers outlive the end of an epoch.
         """
         return worker_loader(
-            ImageFiles(self._files(split).tree, self.image_size, self.background),
+            ImageFiles(self._files(split).tree, self.image_size, self.at_least, self.background),
             sampler,
             batch_size,
             num_workers=self.loading_processes if self.num_workers is None else self.num_workers,
             keep_workers=keep_workers,
             pin_memory=self.pin_memory,
             seed=self.seed,
+            collate=ragged_batch if self.image_size is None else default_collate,
         )
 
     def as_tensors(self) -> TensorImages:
-        """All images decoded once into tensors, which is much faster to train on where they fit the accelerator."""
+        """All images decoded once into tensors, which is much faster to train on where they fit the accelerator.
+
+        Raises:
+            ValueError: Without ``image_size`` they are of different sizes.
+        """
         return as_tensors(self)
 
     @cached_property
@@ -199,43 +215,53 @@ class ImageFolders(ImageData):
         return self._checked[split]
 
 
-class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 S S"] | int]]):
+class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 H W"] | int]]):
     """The images of a tree, decoded one at a time.
 
     Args:
         tree: The files and their labels.
-        image_size: Side S of the squares in pixels.
+        image_size: Side of the squares in pixels; None leaves images as they are.
+        at_least: What both sides of a JPEG keep at least if it is decoded at reduced scale; None decodes all in full.
         background: What shows through transparent pixels, RGB in 0..255.
     """
 
-    def __init__(self, tree: ImageTree, image_size: int, background: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        tree: ImageTree,
+        image_size: int | None = None,
+        at_least: int | None = None,
+        background: tuple[int, int, int] = WHITE,
+    ) -> None:
         self.root = Path(tree.root)
         # One array each, not lists: a worker that reads a list's items writes their reference counts, and so copies
         # page by page the memory it shares with this process.
         self.files = np.array([os.fsencode(file) for file in tree.files])
         self.labels = None if tree.labels is None else np.array(tree.labels)
         self.image_size = image_size
+        self.at_least = at_least
         self.background = background
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, UInt8[Tensor, "3 S S"] | int]:
-        """One image uint8 [3, S, S], its index, and its label where known.
+    def __getitem__(self, index: int) -> dict[str, UInt8[Tensor, "3 H W"] | int]:
+        """One image uint8 [3, H, W], its index, and its label where known.
 
         Raises:
             ValueError: The file does not decode.
         """
         path = self.root / os.fsdecode(self.files[index])
         try:
-            image = decode_image(path, background=self.background, at_least=2 * self.image_size)
+            image = decode_image(path, background=self.background, at_least=self.at_least)
         except NotAnImageError as error:
             raise ValueError(
                 f"{path} has a good header but does not decode: {error}. Remove or repair it, or start with "
                 "verify_pixels=True, which finds all such files before training."
             ) from error
-        item: dict[str, Tensor | int] = {"image": fit_image(image, self.image_size), "index": index}
+        if self.image_size is not None:
+            image = fit_image(image, self.image_size)
+        item: dict[str, Tensor | int] = {"image": image, "index": index}
         if self.labels is not None:
             item["label"] = int(self.labels[index])
         return item

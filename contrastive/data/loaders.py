@@ -6,7 +6,7 @@ processes have by then begun to fetch the images of epoch 0.
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from contrastive.augmentations import RaggedImages
 from contrastive.data.samplers import ExactSampler, TrainSampler
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Tensor | RaggedImages]
 
 # Before workers are forked, gloo's threads get this long to let go of what they hold after a collective. CPython 3.11
 # forks into a deadlock if one is just entering or leaving the interpreter (seen once, on two busy cores: the worker
@@ -108,8 +109,16 @@ def worker_loader(
     )
 
 
+def ragged_batch(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``default_collate`` makes of items, but for ``image``: images [C, H, W] of any sizes become ragged ones."""
+    rest = [{key: value for key, value in item.items() if key != "image"} for item in items]
+    return {"image": RaggedImages.pack([item["image"] for item in items]), **default_collate(rest)}
+
+
 class TensorLoader(EpochLoader):
     """Images that lie in a tensor, picked by the batch on the tensor's own device, without worker processes.
+
+    A batch's ``index`` is on the host, where views draw their random numbers.
 
     Args:
         images: All images of the split, uint8 [N, 3, H, W].
@@ -134,11 +143,12 @@ class TensorLoader(EpochLoader):
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the images that the sampler names now."""
-        order = torch.tensor(list(self.sampler), dtype=torch.int64).to(self.images.device)
-        for index in order.split(self.batch_size):
-            batch = {"image": self.images[index], "index": index}
+        order = torch.tensor(list(self.sampler), dtype=torch.int64)
+        on_device = order.to(self.images.device)
+        for index, rows in zip(order.split(self.batch_size), on_device.split(self.batch_size), strict=True):
+            batch = {"image": self.images[rows], "index": index}
             if self.labels is not None:
-                batch["label"] = self.labels[index]
+                batch["label"] = self.labels[rows]
             yield batch
 
     def __len__(self) -> int:

@@ -2,11 +2,15 @@
 
 import os
 from abc import abstractmethod
+from collections import UserDict
+from collections.abc import Mapping
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
 
+from contrastive.augmentations import RaggedImages
 from contrastive.data.loaders import EpochLoader
 from contrastive.data.samplers import ExactSampler, TrainSampler, even_batch_size, rank_and_world_size
 
@@ -14,8 +18,8 @@ from contrastive.data.samplers import ExactSampler, TrainSampler, even_batch_siz
 class ImageData(pl.LightningDataModule):
     """Base of the data modules: subclasses say how many images there are and load those a sampler names.
 
-    Batches are mappings: ``image`` uint8 [B, 3, H, W], ``index`` int64 [B] (the image's number in its split, the same
-    in every run), ``label`` int64 [B] where known.
+    Batches are mappings: ``image`` uint8 [B, 3, H, W], or ``RaggedImages`` where images keep their sizes; ``index``
+    int64 [B] (the image's number in its split, the same in every run), on the host; ``label`` int64 [B] where known.
 
     Args:
         batch_size: Training images per rank and step.
@@ -28,6 +32,8 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.seed = seed
+        self._train_loader: EpochLoader | None = None
+        self._resumed: dict[str, Any] = {}
 
     @property
     @abstractmethod
@@ -72,7 +78,28 @@ class ImageData(pl.LightningDataModule):
             world_size=world_size,
             shuffle=not overfitting,  # Lightning promises the same batches every epoch then
         )
-        return self.load("train", sampler, self.batch_size, keep_workers=True)
+        self._train_loader = self.load("train", sampler, self.batch_size, keep_workers=True)
+        self._train_loader.load_state_dict(self._resumed)
+        self._resumed = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in which epoch the training is, for Lightning's checkpoints.
+
+        They hold the loader's own state too, but Lightning leaves it aside where anything has asked the trainer for its
+        number of steps before training, as every schedule does.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on there.
+
+        Args:
+            state_dict: From a checkpoint.
+        """
+        self._resumed = state_dict
+        if self._train_loader is not None:  # sharded strategies restore after the loader has been made
+            self._train_loader.load_state_dict(state_dict)
 
     def bank_dataloader(self) -> EpochLoader:
         """The training images in stored order, each exactly once over all ranks, none dropped.
@@ -96,6 +123,24 @@ class ImageData(pl.LightningDataModule):
         sampler = ExactSampler(num_images, rank=rank, world_size=world_size, what=what)
         batch_size = even_batch_size(num_images, self.val_batch_size or self.batch_size, world_size)
         return self.load(split, sampler, batch_size, keep_workers=keep_workers)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on a device, but for its index: views draw their numbers on the host.
+
+        Args:
+            batch: As the loaders give it.
+            device: Where to.
+            dataloader_idx: Of which loader.
+
+        Returns:
+            A mapping that is no dict: what is in a dict, DistributedDataParallel moves to the device.
+        """
+        if not isinstance(batch, Mapping) or "index" not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rest = {key: value for key, value in batch.items() if key != "index"}
+        if isinstance(rest.get("image"), RaggedImages):  # what is no tensor, Lightning copies and waits
+            rest["image"] = rest["image"].to(device, non_blocking=device.type == "cuda")
+        return UserDict({"index": batch["index"], **super().transfer_batch_to_device(rest, device, dataloader_idx)})
 
     @property
     def loading_processes(self) -> int:

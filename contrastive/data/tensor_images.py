@@ -7,6 +7,7 @@ from jaxtyping import Int64, UInt8
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from contrastive.augmentations import RaggedImages
 from contrastive.data.loaders import EpochLoader, TensorLoader
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, TrainSampler
@@ -99,6 +100,9 @@ def as_tensors(data: ImageData) -> TensorImages:
 
     Args:
         data: The data module; its loader and its worker processes do the work.
+
+    Raises:
+        ValueError: Its images are ragged.
     """
     images: dict[str, Tensor] = {}
     labels: dict[str, Tensor | None] = {}
@@ -123,9 +127,14 @@ def _load_all(data: ImageData, split: str, num_images: int) -> tuple[Tensor, Ten
     batch_size = data.val_batch_size or data.batch_size
     for batch in data.load(split, ExactSampler(num_images), batch_size, keep_workers=False):
         index = batch["index"]
+        if isinstance(batch["image"], RaggedImages):
+            raise ValueError(
+                "Images of their original sizes do not fit into one tensor. Give the data module that loads them an "
+                "image_size, or train on it as it is."
+            )
         if not len(images):
             images = batch["image"].new_empty(num_images, *batch["image"].shape[1:])
-            labels = index.new_empty(num_images) if "label" in batch else None
+            labels = batch["label"].new_empty(num_images) if "label" in batch else None
         images[index] = batch["image"]
         if labels is not None:
             labels[index] = batch["label"]

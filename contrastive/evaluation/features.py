@@ -67,7 +67,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def extract_features(
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Any], Tensor],
     loader: Iterable[Mapping[str, Any]],
     *,
     device: torch.device | str,
@@ -78,9 +78,9 @@ def extract_features(
     images' numbers, and each image once, though a sampler may have padded the shards or every rank read all of it.
 
     Args:
-        encode: uint8 images [B, 3, H, W] on ``device`` to features [B, D], floating point. Put a module into
-            evaluation mode around the call, with ``eval_mode(module)``.
-        loader: Yields mappings with ``image``, ``index`` and, where known, ``label``.
+        encode: A batch's images on ``device`` to features [B, D], floating point. Put a module into evaluation mode
+            around the call, with ``eval_mode(module)``.
+        loader: Yields mappings with ``image`` (a tensor, or ragged images), ``index`` and, where known, ``label``.
         device: Where the images are encoded. The features stay there: N x D x 4 bytes.
 
     Raises:
@@ -88,13 +88,14 @@ def extract_features(
         ValueError: The loader is empty, labels come with some batches only, or one loader gives a number twice.
     """
     features, labels, index = [], [], []
+    ahead = torch.device(device).type == "cuda"  # copies to the host must be waited for
     with torch.no_grad():
         for batch in loader:
             _check_batch(batch)
-            features.append(encode(batch["image"].to(device, non_blocking=True)).float())
-            index.append(batch["index"].to(device))
+            features.append(encode(batch["image"].to(device, non_blocking=ahead)).float())
+            index.append(batch["index"].to(device, non_blocking=ahead))
             if "label" in batch:
-                labels.append(batch["label"].to(device))
+                labels.append(batch["label"].to(device, non_blocking=ahead))
     if labels and len(labels) < len(features):
         raise ValueError(
             f"{len(labels)} of {len(features)} batches have a 'label'. Give every batch one, negative where unknown."
