@@ -10,6 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests are small, 
 
 import jaxtyping
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU, slowly
 
 from tests.ranks import Ranks
 
