@@ -3,6 +3,7 @@
 from contrastive.augmentations.adapter import views_from as views_from
 from contrastive.augmentations.images import RaggedImages as RaggedImages
 from contrastive.augmentations.key import SampleKey as SampleKey
+from contrastive.augmentations.kornia_operation import kornia_op as kornia_op
 from contrastive.augmentations.normalize import CIFAR10 as CIFAR10
 from contrastive.augmentations.normalize import IMAGENET as IMAGENET
 from contrastive.augmentations.normalize import Normalize as Normalize
