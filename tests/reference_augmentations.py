@@ -43,9 +43,7 @@ def _pixel_operation(view: Tensor, code: int, value: float, kernel_size: int) ->
 
 
 def _blur(view: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    if (
-        view.dtype == torch.float64
-    ):  # one axis after the other: equal to 1e-16, in a hundredth of the time
+    if view.dtype == torch.float64:  # one axis after the other: equal to 1e-16, in a hundredth of the time
         view = tv.gaussian_blur(view, [kernel_size, 1], [sigma, sigma])
         return tv.gaussian_blur(view, [1, kernel_size], [sigma, sigma])
     return tv.gaussian_blur(view, [kernel_size, kernel_size], [sigma, sigma])
