@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -41,10 +41,52 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        total = _all_reduced(gradients[0])
         start = rank() * ctx.num_rows
         return total[start : start + ctx.num_rows]
+
+
+def sum_over_ranks(local: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The sum of all ranks' tensors, on every rank; a summand's gradient is the sum of what all ranks ask of it."""
+    if world_size() == 1:
+        return local
+    total: Tensor = _Sum.apply(local)
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return _all_reduced(local)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _all_reduced(gradients[0])
+
+
+def _all_reduced(local: Tensor) -> Tensor:
+    total = local.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def check_equal_batches(rows: Tensor) -> None:
+    """Refuse ranks that bring different numbers of rows, before a collective hangs or mixes them up.
+
+    Costs a collective of one number.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if world_size() == 1:
+        return
+    numbers = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f"The ranks bring {numbers} rows, but a loss over all ranks needs as many from each: its mean would weigh "
+            "images differently, and gathering would mix them up. Use drop_last=True, or the data modules of "
+            "contrastive.data, which give every rank the same number."
+        )
 
 
 def exchange(local: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "B *rest"]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from contrastive.losses import info_nce, nt_xent
+from contrastive.losses import info_nce_queue, nt_xent
 from tests import reference
 
 TEMPERATURES = [0.5, 0.07, 0.01]
@@ -33,7 +33,9 @@ def test_nt_xent_equals_algorithm_1_of_the_paper(temperature: float, num_views: 
 def test_info_nce_equals_equation_1_of_the_paper(temperature: float) -> None:
     (queries, keys), negatives = pairs(), random(30, 8, seed=2)
     expected = reference.info_nce(queries.tolist(), keys.tolist(), negatives.tolist(), temperature)
-    assert info_nce(queries, keys, negatives, temperature=temperature).item() == pytest.approx(expected, rel=1e-12)
+    assert info_nce_queue(queries, keys, negatives, temperature=temperature).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -42,7 +44,7 @@ def test_float32_keeps_five_digits(temperature: float) -> None:
     expected = reference.nt_xent(views.tolist(), temperature)
     assert nt_xent(views.flatten(0, 1), temperature=temperature).item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
     expected = reference.info_nce(*views.tolist(), views.flip(1)[0].tolist(), temperature)
-    ours = info_nce(*views, views.flip(1)[0], temperature=temperature)
+    ours = info_nce_queue(*views, views.flip(1)[0], temperature=temperature)
     assert ours.item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
@@ -54,7 +56,7 @@ def test_half_precision_input_is_finite_and_right_at_temperature_0_01(dtype: tor
     for loss, expected in [
         (nt_xent(projections, temperature=0.01), reference.nt_xent(views.tolist(), 0.01)),
         (
-            info_nce(*projections.unflatten(0, (2, -1)), negatives, temperature=0.01),
+            info_nce_queue(*projections.unflatten(0, (2, -1)), negatives, temperature=0.01),
             reference.info_nce(*views.tolist(), negatives.tolist(), 0.01),
         ),
     ]:
@@ -69,7 +71,7 @@ def test_half_precision_input_is_finite_and_right_at_temperature_0_01(dtype: tor
 def test_indistinguishable_images_cost_the_log_of_the_number_of_candidates() -> None:
     same = torch.ones(2 * 10, 4)
     assert nt_xent(same, temperature=0.1).item() == pytest.approx(math.log(2 * 10 - 1))
-    loss = info_nce(same, same, torch.ones(7, 4), temperature=0.1)
+    loss = info_nce_queue(same, same, torch.ones(7, 4), temperature=0.1)
     assert loss.item() == pytest.approx(math.log(1 + 7))
 
 
@@ -90,18 +92,21 @@ def test_autocast_does_not_touch_them() -> None:
     views = pairs().float()
     negatives = random(30, 8, seed=2).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = nt_xent(views.flatten(0, 1), temperature=0.05), info_nce(*views, negatives, temperature=0.05)
+        under_autocast = (
+            nt_xent(views.flatten(0, 1), temperature=0.05),
+            info_nce_queue(*views, negatives, temperature=0.05),
+        )
     assert under_autocast[0].equal(nt_xent(views.flatten(0, 1), temperature=0.05))
-    assert under_autocast[1].equal(info_nce(*views, negatives, temperature=0.05))
+    assert under_autocast[1].equal(info_nce_queue(*views, negatives, temperature=0.05))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.07])
 def test_gradients_equal_finite_differences(temperature: float) -> None:
     projections = pairs(num_images=4).flatten(0, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: nt_xent(z, temperature=temperature), projections)
-    inputs = (*pairs(num_images=4).unbind(), random(6, 8, seed=2))
-    inputs = tuple(x.clone().requires_grad_() for x in inputs)
-    assert torch.autograd.gradcheck(lambda q, k, n: info_nce(q, k, n, temperature=temperature), inputs)
+    queries, keys = (x.clone().requires_grad_() for x in pairs(num_images=4))
+    queue = torch.nn.functional.normalize(random(6, 8, seed=2), dim=1)
+    assert torch.autograd.gradcheck(lambda q, k: info_nce_queue(q, k, queue, temperature=temperature), (queries, keys))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.5, math.nan])
@@ -109,7 +114,7 @@ def test_a_bad_temperature_says_what_is_usual(temperature: float) -> None:
     with pytest.raises(ValueError, match=r"temperature must be positive, got .*; SimCLR uses 0\.5"):
         nt_xent(torch.ones(4, 2), temperature=temperature)
     with pytest.raises(ValueError, match=r"temperature must be positive"):
-        info_nce(torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 2), temperature=temperature)
+        info_nce_queue(torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 2), temperature=temperature)
 
 
 @pytest.mark.parametrize(("rows", "num_views"), [(5, 2), (4, 1), (8, 3)])

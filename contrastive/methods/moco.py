@@ -17,7 +17,7 @@ from contrastive.augmentations import MakeViews
 from contrastive.batch_norm import shuffle, split_batch_norm_, unshuffle
 from contrastive.distributed import gather, world_size
 from contrastive.heads import mlp
-from contrastive.losses import info_nce
+from contrastive.losses import info_nce_queue
 from contrastive.module import ContrastiveModule, Step, Views, feature_dim, pair
 from contrastive.momentum import momentum_copy, momentum_update_
 from contrastive.optim import MakeOptimizer
@@ -89,8 +89,7 @@ class MoCo(ContrastiveModule):
         with torch.no_grad():
             shuffled = shuffle(key_view, self.num_splits)  # [B, 3, H, W]; other images than this rank's
             keys = unshuffle(self.momentum_projector(self.momentum_encoder(shuffled)), self.num_splits)  # [B, P]
-        negatives = self.queue.rows.clone()  # [K, P]; backward needs them as they are now, enqueue writes in place
-        loss = info_nce(queries, keys, negatives, temperature=self.temperature)
+        loss = info_nce_queue(queries, keys, self.queue.rows, temperature=self.temperature)
         self.queue.enqueue(gather(keys))  # [M, P]; after the loss, or the positive would be a negative too
         return Step(loss, features, queries)
 

@@ -1,0 +1,59 @@
+"""What losses do with rows before they compare them: lengths, numbers, and the checks they share."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from contrastive.distributed import check_equal_batches, rank
+
+
+def unit_rows(x: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:
+    """Rows of length one, in float32 or better; a row shorter than 1e-6 is divided by 1e-6, so that 0 stays 0."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+
+
+def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """``log(1 + exp(x))``, exact in float64 too, where torch's own becomes x above 20."""
+    return torch.logaddexp(x, x.new_zeros(()))
+
+
+def image_ids(count: int, device: torch.device) -> Int64[Tensor, " {count}"]:
+    """Numbers that no two rows of all ranks share, in rank order; checks that the ranks bring as many."""
+    ids = torch.arange(count, device=device)
+    check_equal_batches(ids)
+    return ids + rank() * count
+
+
+def full_precision(rows: Tensor) -> torch.autocast:
+    """Keeps autocast away from what is computed with these rows."""
+    return torch.autocast(rows.device.type, enabled=False)
+
+
+def num_images_of(projections: Tensor, num_views: int, *, least: int) -> int:
+    """How many images the stacked views are of; a ValueError where they are not."""
+    num_rows = len(projections)
+    if num_views < least or num_rows % num_views or num_rows == 0:
+        raise ValueError(f"{num_rows} projections are not {num_views} >= {least} views of every image; set num_views.")
+    return num_rows // num_views
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a ValueError unless the temperature is positive."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; SimCLR uses 0.5 on CIFAR-10, MoCo v2 0.2.")
+
+
+def check_scale(scale: float | Tensor) -> None:
+    """Raise a ValueError unless the scale is positive; a tensor is not looked at, which might wait."""
+    if not isinstance(scale, Tensor) and not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}; it is 1 / temperature, 14.3 where CLIP begins.")
+
+
+def check_pairs(some: Tensor, others: Tensor) -> None:
+    """Raise a ValueError unless the rows belong together one by one."""
+    if some.shape != others.shape or len(some) == 0:
+        raise ValueError(
+            f"Row i of one belongs to row i of the other, but they have shapes {list(some.shape)} and "
+            f"{list(others.shape)}. Give both the same rows and width, at least one row."
+        )

@@ -1,0 +1,91 @@
+"""Swapped assignments: predict from one view which prototypes the other was assigned to. Letters as in ``softmax``.
+
+SwAV, Caron et al. 2020, https://arxiv.org/abs/2006.09882.
+"""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from contrastive.distributed import check_equal_batches, sum_over_ranks, world_size
+from contrastive.losses.rows import check_temperature, full_precision, num_images_of
+
+
+def swav(
+    scores: Float[Tensor, "VB K"],
+    *,
+    num_views: int,
+    temperature: float = 0.1,
+    num_assigned: int = 2,
+    epsilon: float = 0.05,
+    num_iterations: int = 3,
+) -> Float[Tensor, ""]:
+    """Cross-entropy between a view's prediction and the balanced assignments of another view of the image.
+
+    Equations 1 and 2, and for multi-crop equation 6: the first views, the large ones, are assigned; every other view
+    predicts each.
+
+    Args:
+        scores: Projections of length one times the prototypes; the views stacked along the first axis.
+        num_views: V.
+        temperature: Of the prediction's softmax. The paper: 0.1.
+        num_assigned: How many of the first views are assigned.
+        epsilon: Of the assignments' entropy. The paper: 0.05.
+        num_iterations: Of Sinkhorn-Knopp. The paper: 3.
+
+    Returns:
+        Mean over this rank's images and the pairs of views, in nats, float32 (float64 for float64 scores).
+
+    Raises:
+        ValueError: A temperature or epsilon that is not positive, views that do not divide the rows, more assigned
+            views than there are, or ranks with different numbers of rows.
+    """
+    check_temperature(temperature)
+    num_images = num_images_of(scores, num_views, least=2)
+    if not 1 <= num_assigned <= num_views:
+        raise ValueError(f"num_assigned={num_assigned} of {num_views} views cannot be assigned. The paper assigns 2.")
+    with full_precision(scores):
+        views = scores.to(torch.promote_types(scores.dtype, torch.float32)).unflatten(0, (num_views, num_images))
+        predictions = (views / temperature).log_softmax(-1)  # [V, B, K]
+        losses = []
+        for assigned in range(num_assigned):
+            targets = sinkhorn(views[assigned], epsilon=epsilon, num_iterations=num_iterations)  # [B, K]
+            losses += [
+                -(targets * predictions[other]).sum(-1).mean() for other in range(num_views) if other != assigned
+            ]
+        return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def sinkhorn(scores: Float[Tensor, "B K"], *, epsilon: float = 0.05, num_iterations: int = 3) -> Float[Tensor, "B K"]:
+    """Assignments of the images of all ranks to prototypes that use each prototype equally, without gradient.
+
+    Section 3.1, equations 3 to 5, the Sinkhorn-Knopp iterations of the official code, in logarithms.
+
+    Args:
+        scores: One image a row.
+        epsilon: The smaller, the harder the assignments.
+        num_iterations: Each makes the prototypes equally used, and then every image's assignment a distribution.
+
+    Returns:
+        Rows that sum to 1.
+
+    Raises:
+        ValueError: An epsilon that is not positive, no iteration, or ranks with different numbers of rows.
+    """
+    if not epsilon > 0 or num_iterations < 1:
+        raise ValueError(f"epsilon={epsilon} must be positive and num_iterations={num_iterations} at least 1.")
+    check_equal_batches(scores)
+    logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon  # [B, K]
+    for _ in range(num_iterations):
+        logits = logits - _log_sum_exp_over_images(logits)
+        logits = logits - logits.logsumexp(1, keepdim=True)
+    return logits.exp()
+
+
+def _log_sum_exp_over_images(logits: Float[Tensor, "B K"]) -> Float[Tensor, " K"]:
+    largest = logits.amax(0)
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return sum_over_ranks((logits - largest).exp().sum(0)).log() + largest
