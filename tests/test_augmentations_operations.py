@@ -147,6 +147,16 @@ def test_every_order_of_the_jitter_is_equally_frequent() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_factors_and_order_of_the_jitter_are_independent() -> None:
+    slots = drawn(ColorJitter(0.4, 0.4, 0.4, 0.1)).slots
+    codes, values = (np.stack([getattr(slot, name) for slot in slots]) for name in ("codes", "values"))  # [4, B]
+    place = codes.argsort(axis=0)  # of brightness, contrast, saturation and hue
+    table = np.concatenate([place, np.take_along_axis(values, place, axis=0)])
+    correlation = np.corrcoef(table) - np.eye(8)
+    correlation[:4, :4] = 0  # places exclude each other
+    assert np.abs(correlation).max() < 0.03
+
+
 def test_jitter_without_hue_has_three_slots_in_the_same_order() -> None:
     four, three = (drawn(ColorJitter(0.4, 0.4, 0.4, hue)).slots for hue in (0.1, 0.0))
     for row in range(50):

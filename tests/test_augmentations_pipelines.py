@@ -230,6 +230,26 @@ def test_a_view_that_resizes_nothing_is_the_image_exactly(backend: str) -> None:
     assert torch.equal(mirrored, view.flip(-1))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operations_happen_in_the_order_of_the_list(backend: str) -> None:
+    """Nothing in this view is random, so torchvision needs no drawn numbers to do the same."""
+    images = photographs(3, 40, 33)
+    view = [CenterCrop(30), GaussianBlur(9, (1.5, 1.5)), RandomSolarize(0.6, 1.0), CenterCrop(21), RandomGrayscale(1.0)]
+    (made,) = Views([[*view, GaussianBlur(3, (0.8, 0.8)), Resize(12)]], backend=backend)(images, key(3))
+    theirs = v2.Compose(
+        [
+            v2.CenterCrop(30),
+            v2.GaussianBlur(9, 1.5),
+            v2.RandomSolarize(0.6, 1.0),
+            v2.CenterCrop(21),
+            v2.Grayscale(3),
+            v2.GaussianBlur(3, 0.8),
+            v2.Resize(12, antialias=True),
+        ]
+    )
+    torch.testing.assert_close(made, theirs(images / 255), atol=1e-5, rtol=0)
+
+
 def test_empty_batch_makes_empty_views() -> None:
     images = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
     assert [view.shape for view in PIPELINES["busy"](images, key(0))] == [(0, 3, 32, 32)] * 2
