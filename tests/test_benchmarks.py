@@ -2,17 +2,34 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import import_time, quality, tables
+from benchmarks.kornia_pipeline import kornia_transform
 from benchmarks.rows import append_row, read_rows, spread
 from benchmarks.tables import fill, quality_table
+from contrastive.augmentations import (
+    IMAGENET,
+    ColorJitter,
+    GaussianBlur,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomSolarize,
+    SampleKey,
+    Views,
+    byol_views,
+    simclr_views,
+)
+from tests.reference_augmentations import photographs
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +106,45 @@ def test_quality_appends_accuracy_against_minutes_for_every_seed(
         assert str(images) not in json.dumps(row)
     assert rows[0]["knn"] != rows[2]["knn"] or rows[1]["knn"] != rows[3]["knn"]  # the seed reaches the run
     assert capsys.readouterr().out.count("seed 4 epoch 3: kNN(k 40, T 0.1)") == 1
+
+
+@pytest.mark.parametrize("views", ["torch", "kornia"])
+def test_quality_trains_on_the_views_that_it_is_told(views: str, images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    words = f"simclr_resnet18_cifar10 --data-dir {images} --max-epochs 1 --width 4 --batch-size 8 --views {views}"
+    assert quality.main([*words.split(), "--output", str(file)]) == 0
+    (row,) = read_rows(file)
+    assert row["views"] == views
+    recipe = simclr_views(32)
+    made = quality.views_by(views, recipe)
+    if views == "kornia":
+        assert type(made).__name__ == "TransformViews"
+        black = made.evaluation_view(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        torch.testing.assert_close(black, recipe.evaluation_view(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
+    else:
+        assert made == replace(recipe, backend="torch")
+
+
+def test_kornia_is_given_the_same_operations() -> None:
+    """Where nothing is random but what kind of operation, its views are ours to within its own arithmetic."""
+    view = [RandomHorizontalFlip(1.0), RandomGrayscale(1.0), GaussianBlur(5, (1.5, 1.5), 1.0), IMAGENET]
+    images = photographs(4, 24, 24)
+    (ours,) = Views([view])(images, SampleKey(0, 0, torch.arange(4)))
+    assert (kornia_transform(view)(images / 255) - ours).abs().max() < 0.01
+    crop, jitter = kornia_transform(
+        [RandomResizedCrop(16, (0.3, 0.9), (0.5, 2.0)), ColorJitter(0.1, 0.2, 0.3, 0.4, 0.7)]
+    )
+    assert crop.flags["size"] == (16, 16)
+    assert crop.flags["align_corners"] is False
+    assert crop._param_generator.scale == (0.3, 0.9)
+    assert crop._param_generator.ratio == (0.5, 2.0)
+    assert jitter.p == 0.7
+    generator = jitter._param_generator
+    assert (generator.brightness, generator.contrast, generator.saturation, generator.hue) == (0.1, 0.2, 0.3, 0.4)
+    with pytest.raises(ValueError, match=r"RandomSolarize\(.*\) has no counterpart in Kornia here"):
+        kornia_transform([RandomSolarize()])
+    with pytest.raises(ValueError, match="Kornia's stand-in makes equal views, but this recipe's views differ"):
+        quality.views_by("kornia", byol_views(32))
 
 
 def test_the_training_clock_stands_still_while_features_are_scored(
