@@ -2,6 +2,7 @@
 
     contrastive fit [RECIPE] [--option VALUE ...]   train; without a recipe, a demo of a few minutes
     contrastive recipes                             what there is to train
+    contrastive views --out FILE.png                images, their views, and what was drawn for each
     contrastive evaluate RUN                        linear evaluation and kNN on a run's frozen features
     contrastive embed RUN --output FILE.npz         features, labels and file names
     contrastive export RUN                          the encoder as plain weights, and as ONNX
@@ -26,6 +27,7 @@ from rich.table import Table
 from contrastive import recipes
 from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
+from contrastive.report.contact_sheet import first_originals, originals_in, save_contact_sheet
 from contrastive.report.pictures import save_curves, save_pairs
 from contrastive.report.screen import RunProgress, score_table, without_noise
 from contrastive.runs.environment import processor
@@ -41,7 +43,7 @@ from contrastive.runs.scores import (
     score_method,
     score_pixels,
 )
-from contrastive.runs.signature import DEBUG, JSON, CommandLine, UsageError, to_json
+from contrastive.runs.signature import DEBUG, JSON, SEE_HELP, CommandLine, UsageError, to_json
 from contrastive.runs.training import train
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them
@@ -107,6 +109,37 @@ def list_recipes() -> None:
     console.print(f"\nNext: {_program()} fit RECIPE --help")
 
 
+def views(
+    *, out: Path, data_dir: Path | None = None, recipe: str = recipes.DEMO, num_images: int = 6, seed: int = 0
+) -> None:
+    """Draw images beside the views that a recipe trains on, with what was drawn for each: crop, flip, colours, blur.
+
+    Args:
+        out: The PNG file to write.
+        data_dir: A folder of images, or one with a folder train/ of images, each drawn at its original size; the
+            recipe's own images unless given.
+        recipe: Whose views; see contrastive recipes.
+        num_images: How many images: the first that a run with this seed trains on.
+        seed: Of the choice of images and of what is drawn.
+    """
+    if num_images < 1:
+        raise UsageError(f"--num-images takes 1 or more, got {num_images}.")
+    arguments: dict[str, JSON] = {"seed": seed}
+    if "data_dir" in CommandLine(_recipe(recipe)).parameters:
+        if data_dir is None:
+            raise UsageError(f"Missing: --data-dir, for recipe {recipe} has no images of its own. {SEE_HELP}")
+        arguments |= to_json({"data_dir": data_dir})
+    chosen = build(recipe, arguments)
+    if data_dir is None:
+        originals = first_originals(chosen.open_data(), num_images)
+    else:
+        train = data_dir / "train"
+        originals = originals_in(train if train.is_dir() else data_dir, num_images, seed)
+    title = f"{recipe}: images and their views in the first epoch, seed {seed}"
+    save_contact_sheet(originals, chosen.method.make_views, out, seed, title=title)
+    console.print(f"Wrote {out}: {len(originals.names)} images and their views", soft_wrap=True)
+
+
 def evaluate(run: Path, *, data_dir: Path | None = None, baselines: bool = False) -> None:
     """Score a run's frozen features by linear evaluation and kNN, on its validation images.
 
@@ -167,6 +200,7 @@ def export(run: Path, *, output: Path | None = None, onnx: Path | None = None) -
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": list_recipes,
+    "views": views,
     "evaluate": evaluate,
     "embed": embed,
     "export": export,
@@ -180,8 +214,7 @@ def _run(words: list[str]) -> None:
     command, rest = words[0], words[1:]
     if command == "fit":
         name, options = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (recipes.DEMO, rest)
-        if name not in recipes.names():
-            raise UsageError(f"There is no recipe {name!r}. {recipes.did_you_mean(name, recipes.names())}")
+        _recipe(name)
         fit(name, options)
     elif command in COMMANDS:
         function = COMMANDS[command]
@@ -189,6 +222,13 @@ def _run(words: list[str]) -> None:
         function(**CommandLine(function, prog=prog, description=description).parse(rest))
     else:
         raise UsageError(f"There is no command {command!r}. {recipes.did_you_mean(command, ['fit', *COMMANDS])}")
+
+
+def _recipe(name: str) -> Callable[..., Recipe]:
+    """A recipe that was named on the command line."""
+    if name not in recipes.names():
+        raise UsageError(f"There is no recipe {name!r}. {recipes.did_you_mean(name, recipes.names())}")
+    return recipes.load(name)
 
 
 @rank_zero_only

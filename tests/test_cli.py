@@ -208,6 +208,33 @@ def test_recipes_are_listed_with_their_first_lines(capsys: pytest.CaptureFixture
         assert f"{name} {recipes.summary(name)[:20]}" in printed
 
 
+def test_views_of_a_folder_of_images_of_any_sizes_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        (tmp_path / "data" / "train").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + number, 50), (200, 30 * number, 7)).save(tmp_path / "data" / "train" / f"{number}.jpg")
+    Image.new("RGB", (30, 50)).save(tmp_path / "data" / "not_trained_on.jpg")
+    sizes = []
+    for options in ("", "--recipe simclr_resnet18_cifar10 --num-images 2"):
+        file = tmp_path / "new" / "views.png"
+        assert main(f"views --data-dir {tmp_path / 'data'} --out {file} {options}".split()) == 0
+        with Image.open(file) as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[0][1] > sizes[1][1]
+    printed = capsys.readouterr().out
+    assert f"Wrote {file}: 3 images and their views\nWrote {file}: 2 images and their views" in printed
+    assert main(f"views --data-dir {tmp_path / 'dta'} --out {file}".split()) == 1
+    assert "error: There is no folder " in capsys.readouterr().err
+
+
+def test_views_without_a_folder_are_of_the_recipes_own_images(tmp_path: Path) -> None:
+    pictures = []
+    for seed in (0, 0, 1):
+        assert main(f"views --out {tmp_path / 'views.png'} --num-images 1 --seed {seed}".split()) == 0
+        pictures.append((tmp_path / "views.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
 @pytest.mark.parametrize("words", [[], ["--help"]])
 def test_without_a_command_the_shell_says_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
@@ -226,6 +253,15 @@ def test_without_a_command_the_shell_says_what_there_is(words: list[str], capsys
         ("fit simclr_resnet18_cifar10 --epochs 3", "There is no option --epochs. Did you mean --max-epochs?"),
         ("fit simclr_resnet18_cifar10 --data-dir x --lr-per-256 fast", "--lr-per-256 takes a number, got fast."),
         ("embed x --output y --split tset", "--split takes train or val, got tset."),
+        ("views", "Missing: --out. Add --help to see all options."),
+        ("views --out x --recipe dmeo", "There is no recipe 'dmeo'. Did you mean demo?"),
+        ("views --out x --num-images 0", "--num-images takes 1 or more, got 0."),
+        ("views --output x", "There is no option --output. Did you mean --out?"),
+        (
+            "views --out x --recipe moco_resnet18_cifar10",
+            "Missing: --data-dir, for recipe moco_resnet18_cifar10 has no images of its own. "
+            "Add --help to see all options.",
+        ),
     ],
 )
 def test_a_command_that_is_not_understood_gets_one_line_and_exit_code_2(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from contrastive.augmentations import CIFAR10, IMAGENET, Normalize, simclr_views
+from contrastive.augmentations import CIFAR10, IMAGENET, Normalize, RaggedImages, simclr_views
 from contrastive.report.pictures import displayable, read_metrics, save_curves, save_pairs
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
@@ -48,6 +48,15 @@ def test_pairs_picture_holds_the_images_in_their_own_colours(tmp_path: Path) -> 
 
     assert {(10, 200, 30), (250, 20, 120)} <= colours(file_for(images))
     assert (10, 200, 30) not in colours(file_for(images[1:]))
+
+
+def test_pairs_of_images_of_different_sizes_are_drawn_too(tmp_path: Path) -> None:
+    solid = [torch.tensor(c, dtype=torch.uint8)[:, None, None] for c in [(10, 200, 30)] * 8 + [(250, 20, 120)]]
+    images = RaggedImages.pack([colour.expand(3, 20 + n, 16).contiguous() for n, colour in enumerate(solid)])
+    unchanged = simclr_views(16, strength=0.0, blur=False)
+    save_pairs(images, torch.arange(9), unchanged, tmp_path / "pairs.png", 0, title="Pairs")
+    assert (10, 200, 30) in colours(tmp_path / "pairs.png")
+    assert (250, 20, 120) not in colours(tmp_path / "pairs.png")  # the ninth
 
 
 def test_metrics_are_placed_at_fractions_of_epochs(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from contrastive.augmentations import MakeViews, SampleKey
+from contrastive.augmentations import MakeViews, RaggedImages, SampleKey
+from contrastive.module import Images
 from contrastive.report.screen import probe_name
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Series = list[tuple[float, float]]  # (epoch, value)
 
 
 def save_pairs(
-    images: UInt8[Tensor, "B 3 H W"],
+    images: Images,
     index: Int64[Tensor, " B"],
     make_views: MakeViews,
     file: Path,
@@ -35,29 +36,44 @@ def save_pairs(
     """Draw up to 8 images above their augmented views, as the encoder gets them in the first epoch.
 
     Args:
-        images: As decoded.
+        images: RGB, as decoded.
         index: The images' numbers in their data set.
         make_views: What the run augments with.
         file: The PNG file to write.
         seed: The run's seed.
         title: Above the picture.
     """
-    images = images[:8]
-    key = SampleKey(seed, 0, index[:8])
-    views = [displayable(view, make_views) for view in make_views(images, key)]
-    plain = images.permute(0, 2, 3, 1).cpu()  # [B, H, W, 3]
-    rows = {"image": plain, **{f"view {v + 1}": view for v, view in enumerate(views)}}
+    images, index = first_images(images, index, 8)
+    views = [displayable(view, make_views) for view in make_views(images, SampleKey(seed, 0, index))]
+    rows = {"image": plain_images(images), **{f"view {v + 1}": list(view) for v, view in enumerate(views)}}
 
-    figure = _figure(1.05 * len(images) + 0.9, 1.05 * len(rows) + 0.75)
+    figure = blank_figure(1.05 * len(images) + 0.9, 1.05 * len(rows) + 0.75)
     axes = figure.subplots(len(rows), len(images), squeeze=False)
     for line, (label, pictures) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for place, picture in zip(line, pictures, strict=True):
-            place.imshow(picture.numpy(), interpolation="nearest")
-            place.set(xticks=[], yticks=[])
+            show(place, picture)
             place.spines[:].set_visible(False)
     figure.suptitle(title)
     figure.savefig(file)
+
+
+def first_images(images: Images, index: Int64[Tensor, " B"], count: int) -> tuple[Tensor | RaggedImages, Tensor]:
+    """The first images of a batch, no more than there are, and their numbers."""
+    if isinstance(images, RaggedImages):
+        return RaggedImages.pack([images[row] for row in range(min(count, len(images)))]), index[:count]
+    return images[:count], index[:count]
+
+
+def plain_images(images: Images) -> list[Tensor]:
+    """Each image as it is, [H, W, 3] on the host."""
+    return [images[row].permute(1, 2, 0).cpu() for row in range(len(images))]
+
+
+def show(axes: "Axes", picture: Tensor) -> None:
+    """Draw a picture [H, W, 3], each pixel a square."""
+    axes.imshow(picture.numpy(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
 
 
 def displayable(view: Float[Tensor, "B 3 h w"], make_views: MakeViews) -> Float[Tensor, "B h w 3"]:
@@ -85,7 +101,7 @@ def save_curves(metrics_file: Path, file: Path, *, title: str) -> None:
         FileNotFoundError: There are no metrics.
     """
     series = read_metrics(metrics_file)
-    figure = _figure(11, 3.4)
+    figure = blank_figure(11, 3.4)
     loss, accuracy, rate = figure.subplots(1, 3)
     figure.suptitle(title)
 
@@ -147,8 +163,8 @@ def _columns(line: Series) -> tuple[Sequence[float], Sequence[float]]:
     return [x for x, _ in line], [y for _, y in line]
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """A figure of its own canvas: pyplot's global state, and whatever backend it would choose, stay untouched."""
+def blank_figure(width: float, height: float) -> "Figure":
+    """A figure in inches, of its own canvas: pyplot's global state and choice of a backend stay untouched."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
