@@ -7,8 +7,7 @@ https://github.com/facebookresearch/moco, five trials).
 
 Numbers: batch 256 (8 devices of 32), learning rate 0.03, SGD with momentum 0.9, weight decay 1e-4, 200 epochs, momentum
 0.999 and a queue of 65536 are the defaults of its ``main_moco.py``; temperature 0.2, the hidden layer, the views and
-the cosine its v2 (``--mlp --moco-t 0.2 --aug-plus --cos``; https://arxiv.org/abs/2003.04297). Ours: random crops are
-taken of the centred square of each image, at 256 pixels.
+the cosine its v2 (``--mlp --moco-t 0.2 --aug-plus --cos``; https://arxiv.org/abs/2003.04297).
 """
 
 from pathlib import Path
@@ -70,7 +69,7 @@ def recipe(
             seed=seed,
         ),
         open_data=lambda: ImageFolders(
-            *split_folders(data_dir), image_size=256, batch_size=batch_size, num_workers=num_workers, seed=seed
+            *split_folders(data_dir), batch_size=batch_size, num_workers=num_workers, seed=seed
         ),
         callbacks=[LinearProbe(num_classes=1000), KNNProbe(k=20, temperature=0.07), RepresentationMonitor()],
         trainer={"max_epochs": max_epochs, "devices": devices, "precision": precision},

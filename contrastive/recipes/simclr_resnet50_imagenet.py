@@ -8,8 +8,7 @@ Expect: no measured row of ours yet. Published for these numbers, linear evaluat
 Numbers: batch 4096 (8 devices of 512), learning rate 0.3 per 256 images, LARS, weight decay 1e-6, 10 epochs of warm-up
 and a cosine are of the paper's section 2.2 (https://arxiv.org/abs/2002.05709); temperature 0.1 and 100 epochs of the
 README's command; a projector of 2048 and 128 and the views of the paper's appendix A. BatchNorm's statistics are over
-all devices (section 2.2, "Global BN"). Ours: inputs are normalised by ImageNet's statistics, and
-random crops are taken of the centred square of each image, at 256 pixels.
+all devices (section 2.2, "Global BN"). Ours: inputs are normalised by ImageNet's statistics.
 """
 
 from pathlib import Path
@@ -70,7 +69,7 @@ def recipe(
             seed=seed,
         ),
         open_data=lambda: ImageFolders(
-            *split_folders(data_dir), image_size=256, batch_size=batch_size, num_workers=num_workers, seed=seed
+            *split_folders(data_dir), batch_size=batch_size, num_workers=num_workers, seed=seed
         ),
         callbacks=[LinearProbe(num_classes=1000), KNNProbe(k=20, temperature=0.07), RepresentationMonitor()],
         trainer={
