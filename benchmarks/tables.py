@@ -4,7 +4,7 @@
     python -m benchmarks.tables --check    # fail if README.md says anything else
 
 A table stands between two comments, which stay: ``<!-- table: quality -->`` and ``<!-- /table -->``. What is between
-them is replaced. Tables: ``quality``, ``import_time``.
+them is replaced. Tables: ``quality``, ``import_time``, ``bench_augmentations``, ``augmentation_exactness``.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_augmentations import faster_kornia, main_quantity, over
 from benchmarks.rows import RESULTS, Spread, read_rows, spread
 from contrastive.recipes import load
 from contrastive.runs.signature import defaults
@@ -61,7 +62,40 @@ def import_time_table(rows: Rows) -> str:
     return _markdown(["on", "`import pytorch_lightning, torchvision`, s", "`import contrastive`, s", "ratio"], lines)
 
 
-TABLES: dict[str, Callable[[Rows], str]] = {"quality": quality_table, "import_time": import_time_table}
+def bench_augmentations_table(rows: Rows) -> str:
+    """The newest rows of each machine with float32 views: one thread of its CPU, and its GPU."""
+    plain = [row for row in rows if row["dtype"] == "float32" and not row["channels_last"]]
+    on_cpu = {(_machine(row), row["size"]): row for row in plain if row["device"] == "cpu" and row["threads"] == 1}
+    on_gpu = {(_machine(row), row["size"]): row for row in plain if row["device"] == "cuda"}
+    return "\n".join(_speeds(newest) for newest in (on_cpu, on_gpu) if newest)
+
+
+def augmentation_exactness_table(rows: Rows) -> str:
+    """The newest row of each backend and device: the largest differences over all images and sizes."""
+    newest = {row["target"]: row["differences"] for row in rows}
+    largest: dict[str, dict[str, float]] = {}
+    torchvision = "torchvision's float32 from its float64"
+    columns = [f"{target}, {of}" for target in newest for of in ("photographs and flat", "noise", "from float64")]
+    for target, differences in newest.items():
+        for one in differences:
+            line = largest.setdefault(one["subject"], dict.fromkeys([*columns, torchvision], 0.0))
+            images = "noise" if one["content"] == "noise" else "photographs and flat"
+            for column, difference in (
+                (f"{target}, {images}", one["from_float32"]),
+                (f"{target}, from float64", one["from_float64"]),
+                (torchvision, one["torchvision"]),
+            ):
+                line[column] = max(line[column], difference)
+    lines = [[subject, *(f"{difference:.1e}" for difference in line.values())] for subject, line in largest.items()]
+    return _markdown(["", *columns, torchvision], lines)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "quality": quality_table,
+    "import_time": import_time_table,
+    "bench_augmentations": bench_augmentations_table,
+    "augmentation_exactness": augmentation_exactness_table,
+}
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
@@ -99,6 +133,38 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def _speeds(newest: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """One line for each machine and contender, the sizes side by side; what compiling cost below."""
+    sizes = sorted({size for _, size in newest})
+    quantity = main_quantity(next(iter(newest.values())))
+    unit = "pairs per CPU-second" if quantity == "pairs_per_cpu_s" else "pairs/s"
+    header = ["on", "who", *(cell for size in sizes for cell in (f"{size} px, {unit}", "over Kornia"))]
+    contenders = dict.fromkeys((machine, name) for (machine, _), row in newest.items() for name in row["contenders"])
+    lines = []
+    for machine, name in contenders:
+        cells = [machine, name]
+        for size in sizes:
+            measured = newest.get((machine, size), {"contenders": {}})["contenders"]
+            cells += _speed_and_ratio(measured, name, quantity) if name in measured else ["", ""]
+        lines.append(cells)
+    return _markdown(header, lines) + "".join(f"\n{_first_use(row)}\n" for row in newest.values() if row["first_use_s"])
+
+
+def _first_use(row: Mapping[str, Any]) -> str:
+    times = [
+        f"`{backend}` {seconds['compiled']:.1f} s, or {seconds['from_disk']:.1f} s once compiled code is on disk"
+        for backend, seconds in row["first_use_s"].items()
+    ]
+    return f"What a process's first call takes longer, {row['size']} px on {_machine(row)}: {'; '.join(times)}."
+
+
+def _speed_and_ratio(measured: Mapping[str, Mapping[str, Any]], name: str, quantity: str) -> list[str]:
+    speed = _number(spread(measured[name][quantity]), ",.0f")
+    if "host_ms" in measured[name]:
+        speed += f", host {_number(spread(measured[name]['host_ms']), '.2f', unit=' ms')}"
+    return [speed, over(measured, name, faster_kornia(measured, quantity), quantity)]
+
+
 def _settings(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What runs of one line of the table have in common: recipe, epochs, options unlike the recipe's, machine."""
     usual = {**defaults(load(row["recipe"])), "seed": row["seed"], "max_epochs": row["arguments"]["max_epochs"]}
@@ -107,6 +173,8 @@ def _settings(row: Mapping[str, Any]) -> tuple[str, ...]:
     ]
     if row["compile"]:
         changed.append("compile")
+    if row.get("views", "auto") != "auto":
+        changed.append(f"views {row['views']}")
     return row["recipe"], str(row["arguments"]["max_epochs"]), ", ".join(changed), _machine(row)
 
 
