@@ -65,8 +65,8 @@ def import_time_table(rows: Rows) -> str:
 def bench_augmentations_table(rows: Rows) -> str:
     """The newest rows of each machine with float32 views: one thread of its CPU, and its GPU."""
     plain = [row for row in rows if row["dtype"] == "float32" and not row["channels_last"]]
-    on_cpu = {(_machine(row), row["size"]): row for row in plain if row["device"] == "cpu" and row["threads"] == 1}
-    on_gpu = {(_machine(row), row["size"]): row for row in plain if row["device"] == "cuda"}
+    on_cpu = {(_device(row), row["size"]): row for row in plain if row["device"] == "cpu" and row["threads"] == 1}
+    on_gpu = {(_device(row), row["size"]): row for row in plain if row["device"] == "cuda"}
     return "\n".join(_speeds(newest) for newest in (on_cpu, on_gpu) if newest)
 
 
@@ -155,7 +155,7 @@ def _first_use(row: Mapping[str, Any]) -> str:
         f"`{backend}` {seconds['compiled']:.1f} s, or {seconds['from_disk']:.1f} s once compiled code is on disk"
         for backend, seconds in row["first_use_s"].items()
     ]
-    return f"What a process's first call takes longer, {row['size']} px on {_machine(row)}: {'; '.join(times)}."
+    return f"What a process's first call takes longer, {row['size']} px on {_device(row)}: {'; '.join(times)}."
 
 
 def _speed_and_ratio(measured: Mapping[str, Mapping[str, Any]], name: str, quantity: str) -> list[str]:
@@ -179,8 +179,16 @@ def _settings(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _machine(row: Mapping[str, Any]) -> str:
-    hardware = row["hardware"]
-    return ", ".join(hardware["gpus"]) or f"{hardware['cpu_cores']} cores of {hardware['cpu']}"
+    return ", ".join(row["hardware"]["gpus"]) or _processor(row)
+
+
+def _device(row: Mapping[str, Any]) -> str:
+    """Of the machine, what the row's device is."""
+    return _processor(row) if row["device"] == "cpu" else _machine(row)
+
+
+def _processor(row: Mapping[str, Any]) -> str:
+    return f"{row['hardware']['cpu_cores']} cores of {row['hardware']['cpu']}"
 
 
 def _percent(measured: Spread) -> str:

@@ -240,6 +240,7 @@ def test_the_table_of_speeds_has_the_sizes_of_one_thread_side_by_side_and_gpus_b
             speed_row(32, [5.0] * 3, channels_last=True),
             speed_row(224, [11.0, 15.0, 12.0]),
             speed_row(32, [0.0], device="cuda", threads=16, contenders=on_gpu, hardware=gpu),
+            speed_row(32, [50.0] * 3, hardware=gpu),
         ]
     )
     assert table.splitlines() == [
@@ -248,6 +249,8 @@ def test_the_table_of_speeds_has_the_sizes_of_one_thread_side_by_side_and_gpus_b
         "| 2 cores of some | native | 1,100 (1,000 to 1,200, 3 runs) | 100 (91.7 to 109) "
         "| 12 (11 to 15, 3 runs) | ranges overlap |",
         "| 2 cores of some | kornia, slice | 11 (10 to 12, 3 runs) | 1 | 11 (10 to 12, 3 runs) | 1 |",
+        "| 16 cores of some | native | 50 (50 to 50, 3 runs) | 4.55 (4.17 to 5) |  |  |",
+        "| 16 cores of some | kornia, slice | 11 (10 to 12, 3 runs) | 1 |  |  |",
         "",
         "What a process's first call takes longer, 32 px on 2 cores of some: `native` 21.0 s, or 0.4 s once compiled "
         "code is on disk.",
