@@ -5,6 +5,9 @@ match these instead of the content (He et al. 2020, https://arxiv.org/abs/1911.0
 So the batch is normalised in small groups, and an image's key in another company than its query.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Shaped
@@ -75,6 +78,31 @@ def split_batch_norm_(module: nn.Module, num_splits: int) -> None:
             )
         else:
             split_batch_norm_(child, num_splits)
+
+
+@contextmanager
+def whole_groups(network: nn.Module, chunk_size: int, batch_size: int) -> Iterator[None]:
+    """Within it, ``network`` is given ``chunk_size`` images of a batch, and normalises the groups that they are.
+
+    Raises:
+        ValueError: The chunk holds a part of a group; its statistics would be those of a smaller group.
+    """
+    layers = [m for m in network.modules() if isinstance(m, SplitBatchNorm2d) and m.training]
+    num_splits = [layer.num_splits for layer in layers]
+    for layer in layers:
+        if chunk_size * layer.num_splits % batch_size:
+            raise ValueError(
+                f"BatchNorm in {layer.num_splits} groups of a batch of {batch_size} cannot be computed on a chunk of "
+                f"{chunk_size} images, which cuts a group in two. Make encode_chunk_size a multiple of the "
+                f"{batch_size / layer.num_splits:g} images of a group, or the groups smaller by more batch_norm_groups."
+            )
+    try:
+        for layer in layers:
+            layer.num_splits = chunk_size * layer.num_splits // batch_size
+        yield
+    finally:
+        for layer, number in zip(layers, num_splits, strict=True):
+            layer.num_splits = number
 
 
 def shuffle(images: Shaped[Tensor, "B *rest"], num_splits: int) -> Shaped[Tensor, "B *rest"]:

@@ -12,6 +12,7 @@ EVERYTHING = "contrastive"
 ENGINE = {  # what stands below the methods
     "contrastive.distributed",
     "contrastive.batch_norm",
+    "contrastive.chunks",
     "contrastive.heads",
     "contrastive.losses",
     "contrastive.momentum",

@@ -16,6 +16,7 @@ from tests import tiny
 from tests.ranks import Ranks
 
 BUILD = {"simclr": tiny.simclr, "moco": tiny.moco}
+with_and_without_chunks = pytest.mark.parametrize("chunk_size", [None, 4], ids=["all at once", "in chunks"])
 
 
 def gathered_gradient(local: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ class Record(pl.Callback):
             self.views = tiny.views_of(pl_module, flat, first_index=int(batch["index"][0]))
 
 
-def ten_steps(method: str, batch_size: int, batch_norm: bool) -> dict[str, Any]:
+def ten_steps(method: str, batch_size: int, batch_norm: bool, chunk_size: int | None = None) -> dict[str, Any]:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if ranks > 1:  # what torchrun sets
         os.environ |= {
@@ -109,6 +110,7 @@ def ten_steps(method: str, batch_size: int, batch_norm: bool) -> dict[str, Any]:
         }
     pl.seed_everything(0, verbose=False)
     module = BUILD[method]() if batch_norm else tiny.without_batch_norm(BUILD[method](tiny.DenseEncoder()))
+    module.encode_chunk_size = chunk_size
     if ranks > 1 and dist.get_rank() > 0:  # ranks need not start alike: rank 0's weights are broadcast
         torch.nn.init.zeros_(next(module.encoder.parameters()))
     probe, record = LinearProbe(num_classes=4), Record()
@@ -133,9 +135,10 @@ def assert_same(a: Any, b: Any) -> None:
         assert a == b
 
 
+@with_and_without_chunks
 @pytest.mark.parametrize("method", BUILD)
-def test_ten_steps_under_ddp_leave_all_ranks_alike(two_ranks: Ranks, method: str) -> None:
-    first, second = two_ranks(ten_steps, method, 8, True)
+def test_ten_steps_under_ddp_leave_all_ranks_alike(two_ranks: Ranks, method: str, chunk_size: int | None) -> None:
+    first, second = two_ranks(ten_steps, method, 8, True, chunk_size)
     running = ("running_mean", "running_var")  # a rank's own, until the next forward broadcasts rank 0's
     for name, value in first["state"].items():
         if not name.endswith(running):
@@ -145,10 +148,13 @@ def test_ten_steps_under_ddp_leave_all_ranks_alike(two_ranks: Ranks, method: str
     assert not first["losses"].equal(second["losses"])
 
 
+@with_and_without_chunks
 @pytest.mark.parametrize("method", BUILD)
-def test_two_ranks_train_as_one_process_with_the_joined_batch(two_ranks: Ranks, method: str) -> None:
-    first, second = two_ranks(ten_steps, method, 8, False)
+def test_two_ranks_train_as_one_process_with_the_joined_batch(
+    two_ranks: Ranks, method: str, chunk_size: int | None
+) -> None:
+    first, second = two_ranks(ten_steps, method, 8, False, chunk_size)
     alone = ten_steps(method, 16, False)
-    torch.testing.assert_close((first["losses"] + second["losses"]) / 2, alone["losses"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((first["losses"] + second["losses"]) / 2, alone["losses"], rtol=0, atol=1e-6)
     for name, value in alone["state"].items():
-        torch.testing.assert_close(first["state"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(first["state"][name], value, rtol=0, atol=1e-6, msg=name)

@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -17,7 +18,9 @@ from contrastive.optim import sgd_cosine
 from tests import tiny
 
 METHODS: dict[str, Callable[..., ContrastiveModule]] = {"simclr": tiny.simclr, "moco": tiny.moco}
-every_method = pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
+IN_CHUNKS = {f"{name} in chunks": partial(build, encode_chunk_size=8) for name, build in METHODS.items()}
+BUILDS = METHODS | IN_CHUNKS
+every_method = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 
 
 def test_every_method_is_tested_exported_and_has_a_recipe() -> None:

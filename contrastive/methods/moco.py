@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from contrastive.augmentations import MakeViews
 from contrastive.batch_norm import shuffle, split_batch_norm_, unshuffle
+from contrastive.chunks import check_chunk_size, encode_in_chunks
 from contrastive.distributed import gather, world_size
 from contrastive.heads import mlp
 from contrastive.losses import info_nce_queue
@@ -38,6 +39,9 @@ class MoCo(ContrastiveModule):
         projection_dim: Width P of the space the loss lives in. The papers: 128.
         batch_norm_groups: Number of groups, over all ranks, that BatchNorm sees a batch in. The papers have one on
             each of 8 devices; one device with 8 groups equals them. At least one a rank.
+        encode_chunk_size: Images encoded at a time, and again in the backward pass, for batches that do not fit into
+            memory. See ``contrastive.chunks``. BatchNorm's groups stay whole: a multiple of their size. None: all at
+            once.
         seed: Of the augmentations.
     """
 
@@ -52,11 +56,13 @@ class MoCo(ContrastiveModule):
         queue_size: int = 65536,
         projection_dim: int = 128,
         batch_norm_groups: int = 8,
+        encode_chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(encoder, make_views, make_optimizer, seed=seed)
         self.temperature, self.momentum = temperature, momentum
-        self.batch_norm_groups = batch_norm_groups
+        check_chunk_size(encode_chunk_size)
+        self.batch_norm_groups, self.encode_chunk_size = batch_norm_groups, encode_chunk_size
         self.projector = mlp(feature_dim(encoder), feature_dim(encoder), projection_dim, norm=False)
         split_batch_norm_(self.encoder, self.num_splits)
         self.momentum_encoder = momentum_copy(self.encoder)
@@ -84,11 +90,12 @@ class MoCo(ContrastiveModule):
     def step(self, views: Views) -> Step:
         """Algorithm 1 of the paper."""
         query_view, key_view = pair(views)
-        features = self.encoder(query_view)  # [B, D]
-        queries = self.projector(features)  # [B, P]
+        features = encode_in_chunks(self.encoder, query_view, self.encode_chunk_size)  # [B, D]
+        queries = encode_in_chunks(self.projector, features, self.encode_chunk_size)  # [B, P]
         with torch.no_grad():
             shuffled = shuffle(key_view, self.num_splits)  # [B, 3, H, W]; other images than this rank's
-            keys = unshuffle(self.momentum_projector(self.momentum_encoder(shuffled)), self.num_splits)  # [B, P]
+            targets = encode_in_chunks(self.momentum_encoder, shuffled, self.encode_chunk_size)  # [B, D]
+            keys = unshuffle(self.momentum_projector(targets), self.num_splits)  # [B, P]
         loss = info_nce_queue(queries, keys, self.queue.rows, temperature=self.temperature)
         self.queue.enqueue(gather(keys))  # [M, P]; after the loss, or the positive would be a negative too
         return Step(loss, features, queries)

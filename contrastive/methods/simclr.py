@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.augmentations import MakeViews
+from contrastive.chunks import check_chunk_size, encode_in_chunks
 from contrastive.heads import mlp
 from contrastive.losses import nt_xent
 from contrastive.module import ContrastiveModule, Step, Views, feature_dim
@@ -29,6 +30,8 @@ class SimCLR(ContrastiveModule):
         temperature: Softmax temperature. The official code: 0.1 on ImageNet, 0.5 on CIFAR-10.
         hidden_dim: Width of the projector's hidden layer. The paper: the features' width, 2048 for ResNet-50.
         projection_dim: Width P of the space the loss lives in. The paper: 128.
+        encode_chunk_size: Views encoded at a time, and again in the backward pass, for batches that do not fit into
+            memory; BatchNorm then normalises each chunk by itself. See ``contrastive.chunks``. None: all at once.
         seed: Of the augmentations.
     """
 
@@ -41,15 +44,18 @@ class SimCLR(ContrastiveModule):
         temperature: float = 0.5,
         hidden_dim: int = 2048,
         projection_dim: int = 128,
+        encode_chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(encoder, make_views, make_optimizer, seed=seed)
-        self.temperature = temperature
+        check_chunk_size(encode_chunk_size)
+        self.temperature, self.encode_chunk_size = temperature, encode_chunk_size
         self.projector = mlp(feature_dim(encoder), hidden_dim, projection_dim, last_norm=True)
 
     def step(self, views: Views) -> Step:
         """Algorithm 1 of the paper."""
-        features = self.encoder(torch.cat(list(views)))  # [VB, D]; one pass, so BatchNorm sees all views
-        projections = self.projector(features)  # [VB, P]
+        images = torch.cat(list(views))  # [VB, 3, H, W]; one pass, so BatchNorm sees all views
+        features = encode_in_chunks(self.encoder, images, self.encode_chunk_size)  # [VB, D]
+        projections = encode_in_chunks(self.projector, features, self.encode_chunk_size)  # [VB, P]
         loss = nt_xent(projections, temperature=self.temperature, num_views=len(views))
         return Step(loss, features, projections)
