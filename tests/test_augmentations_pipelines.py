@@ -37,7 +37,7 @@ from contrastive.augmentations import (
     simsiam_views,
     swav_views,
 )
-from contrastive.augmentations.backends import torch_backend
+from contrastive.augmentations.backends import choose_backend, torch_backend
 from contrastive.augmentations.images import as_ragged
 from contrastive.augmentations.key import names_of
 from contrastive.augmentations.operations import Operation
@@ -191,6 +191,23 @@ def test_a_gpu_gets_all_the_torch_work_and_is_never_waited_for() -> None:
         assert out.device.type == "cuda"
         with pytest.raises(DataDependentOutputException):
             out.sum().item()
+
+
+@pytest.mark.parametrize(("capability", "backend"), [((7, 5), "torch"), ((9, 0), "triton")])
+def test_only_gpus_that_the_kernels_are_compiled_for_get_them(
+    capability: tuple[int, int], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program,), _ = PIPELINES["busy"].programs(photographs(2, 40, 48), key(2))
+    with FakeTensorMode():
+        pixels = torch.empty(2 * 3 * 40 * 48, dtype=torch.uint8, device="cuda")
+    images = replace(as_ragged(photographs(2, 40, 48)), pixels=pixels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_backend("auto", images, program).__module__.endswith(f"{backend}_backend")
+    if backend == "torch":
+        with pytest.raises(
+            ValueError, match=r"compiled for NVIDIA GPUs of compute capability 8\.0 \(Ampere\) or newer"
+        ):
+            choose_backend("triton", images, program)
 
 
 def test_views_epochs_seeds_and_images_differ() -> None:

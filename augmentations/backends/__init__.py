@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 from contrastive.augmentations.images import RaggedImages
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from contrastive.augmentations.normalize import Normalize
 
 BackendName = Literal["torch", "native", "triton"]
+_OLDEST = 8, 0  # compute capability that the Triton kernels are compiled for in the tests
+
 Render = Callable[[RaggedImages, Program, "Normalize | None", Tensor], None]
 
 
@@ -46,6 +49,8 @@ def why_not(name: BackendName, images: RaggedImages, program: Program) -> str | 
     if name == "triton":
         if device != "cuda":
             return f"it runs on NVIDIA GPUs, and the images are on {images.device}"
+        if torch.version.cuda is None or torch.cuda.get_device_capability(images.device) < _OLDEST:
+            return "it is compiled for NVIDIA GPUs of compute capability 8.0 (Ampere) or newer"
         if find_spec("triton") is None:
             return "Triton is not installed; pip install triton"
         from contrastive.augmentations.backends import triton_backend
