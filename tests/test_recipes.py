@@ -108,6 +108,12 @@ def test_published_settings_reach_the_methods() -> None:
     assert (large.temperature, large.momentum) == (0.2, 0.999)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != recipes.DEMO])
+def test_the_size_of_a_chunk_reaches_the_method(name: str) -> None:
+    assert build(name, small(name, encode_chunk_size=24)).method.encode_chunk_size == 24
+    assert build(name, small(name)).method.encode_chunk_size is None
+
+
 @pytest.mark.parametrize(("max_epochs", "warmup_epochs"), [(200, 10), (100, 10), (10, 1), (1, 0.1)])
 def test_warm_up_is_ten_epochs_but_never_more_than_a_tenth_of_the_run(max_epochs: int, warmup_epochs: float) -> None:
     recipe = build("simclr_resnet18_cifar10", small("simclr_resnet18_cifar10", max_epochs=max_epochs))

@@ -36,6 +36,7 @@ def recipe(
     num_workers: int | None = None,
     devices: int = 8,
     precision: Precision = "32-true",
+    encode_chunk_size: int | None = None,
     seed: int = 0,
 ) -> Recipe:
     """What to train.
@@ -54,6 +55,7 @@ def recipe(
         num_workers: Processes that decode images, on each device; all cores' share but one, 8 at most, unless given.
         devices: Number of GPUs, or of processes on a CPU.
         precision: Of the arithmetic; bf16-mixed is for GPUs.
+        encode_chunk_size: Images encoded at a time, and twice, for batches that do not fit into memory.
         seed: Of weights, order and augmentations.
     """
     return Recipe(
@@ -66,6 +68,7 @@ def recipe(
             queue_size=queue_size,
             projection_dim=128,
             batch_norm_groups=batch_norm_groups,
+            encode_chunk_size=encode_chunk_size,
             seed=seed,
         ),
         open_data=lambda: ImageFolders(

@@ -36,6 +36,7 @@ def recipe(
     limit: int | None = None,
     devices: int = 1,
     precision: Precision = "32-true",
+    encode_chunk_size: int | None = None,
     seed: int = 0,
 ) -> Recipe:
     """What to train.
@@ -52,6 +53,7 @@ def recipe(
         limit: Use only the first LIMIT images of each class, for training as for evaluation.
         devices: Number of GPUs, or of processes on a CPU.
         precision: Of the arithmetic; bf16-mixed is for GPUs.
+        encode_chunk_size: Views encoded at a time, and twice, for batches that do not fit into memory.
         seed: Of weights, order and augmentations.
     """
     encoder = resnet18(stem="small", width=width)
@@ -67,6 +69,7 @@ def recipe(
             temperature=temperature,
             hidden_dim=encoder.num_features,
             projection_dim=128,
+            encode_chunk_size=encode_chunk_size,
             seed=seed,
         ),
         open_data=lambda: FoldersInMemory(data_dir, image_size=32, batch_size=batch_size, limit=limit, seed=seed),
