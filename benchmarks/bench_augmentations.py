@@ -34,15 +34,13 @@ import itertools
 import math
 import multiprocessing
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,8 @@ from torchvision.transforms import v2
 
 from benchmarks.augmentation_exactness import bound_from_float32
 from benchmarks.images import photographs
-from benchmarks.rows import RESULTS, append_row, spread
+from benchmarks.rows import RESULTS, append_row, libraries, spread
+from benchmarks.turns import figure, in_turns, ratios, times_as_much, torch_threads, wait_for
 from contrastive.augmentations import CIFAR10, IMAGENET, Normalize, SampleKey, Views, simclr_views
 from contrastive.augmentations.backends import BackendName
 from tests.reference_augmentations import torchvision_view
@@ -306,18 +305,17 @@ def take_turns(
         For each contender, by name, its pairs per second and per CPU-second, one number a round.
     """
     calls = {contender.name: _calls_for(contender, device, seconds) for contender in contenders}
-    measured: dict[str, dict[str, Any]] = {
-        contender.name: {"calls": calls[contender.name], "pairs_per_s": [], "pairs_per_cpu_s": []}
-        for contender in contenders
-    }
-    order, turns = random.Random(seed), list(contenders)
-    for _ in range(rounds):
-        order.shuffle(turns)
-        for contender in turns:
-            wall_s, cpu_s = _time(contender, calls[contender.name], device)
-            num_pairs = contender.num_pairs * calls[contender.name]
-            measured[contender.name]["pairs_per_s"].append(num_pairs / wall_s)
-            measured[contender.name]["pairs_per_cpu_s"].append(num_pairs / cpu_s)
+    turns = {contender.name: partial(_time, contender, calls[contender.name], device) for contender in contenders}
+    times = in_turns(turns, rounds=rounds, seed=seed)
+    measured: dict[str, dict[str, Any]] = {}
+    for contender in contenders:
+        num_calls = calls[contender.name]
+        num_pairs = contender.num_pairs * num_calls
+        measured[contender.name] = {
+            "calls": num_calls,
+            "pairs_per_s": [num_pairs / wall_s for wall_s, _ in times[contender.name]],
+            "pairs_per_cpu_s": [num_pairs / cpu_s for _, cpu_s in times[contender.name]],
+        }
     if device == "cuda":
         for contender in contenders:
             measured[contender.name]["host_ms"] = [_host_ms(contender) for _ in range(HOST_CALLS)]
@@ -326,10 +324,7 @@ def take_turns(
 
 def ratios_of(measured: Mapping[str, Mapping[str, Any]], one: str, other: str, quantity: str) -> list[float] | None:
     """How many times as much one contender has as another, in each round; None where their ranges overlap."""
-    mine, theirs = measured[one][quantity], measured[other][quantity]
-    if max(min(mine), min(theirs)) <= min(max(mine), max(theirs)):
-        return None
-    return [a / b for a, b in zip(mine, theirs, strict=True)]
+    return ratios(measured[one][quantity], measured[other][quantity])
 
 
 def faster_kornia(measured: Mapping[str, Mapping[str, Any]], quantity: str) -> str:
@@ -348,7 +343,8 @@ def cpu_seconds() -> float:
 FIRST_USE = """
 import time
 import torch
-from benchmarks.bench_augmentations import ours, setting_of, wait_for
+from benchmarks.bench_augmentations import ours, setting_of
+from benchmarks.turns import wait_for
 torch.set_num_threads(1)
 setting = setting_of({size}, "{device}", batch=8)
 images, pipeline = setting.images(0).to("{device}"), setting.pipeline("{backend}")
@@ -385,12 +381,6 @@ def first_use_seconds(backend: str, setting: Setting) -> dict[str, float]:
     return {"compiled": seconds[0], "from_disk": seconds[1]}
 
 
-def wait_for(device: str) -> None:
-    """Until the device has done what it was asked to."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(
     setting: Setting, threads: int, *, rounds: int, seconds: float, seed: int, loader_batches: int
 ) -> dict[str, Any]:
@@ -405,7 +395,7 @@ def measure(
         loader_batches: How many batches a DataLoader makes in one go.
     """
     torch.manual_seed(seed)
-    with _threads(threads):
+    with torch_threads(threads):
         contenders = contenders_of(setting, seed, loader_batches)
         measured = take_turns(contenders, setting.device, rounds=rounds, seconds=seconds, seed=seed)
         del contenders
@@ -424,7 +414,7 @@ def measure(
         "rounds": rounds,
         "seconds": seconds,
         "seed": seed,
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": libraries(LIBRARIES),
         "contenders": measured,
     }
 
@@ -441,9 +431,9 @@ def table_of(row: Mapping[str, Any]) -> Table:
     )
     for name, of_this in measured.items():
         host = figure(of_this["host_ms"], ".2f") if "host_ms" in of_this else ""
-        ratios = [over(measured, name, rival, quantity) for rival in rivals]
+        over_rivals = [over(measured, name, rival, quantity) for rival in rivals]
         speeds = [figure(of_this[one], ",.0f") for one in ("pairs_per_cpu_s", "pairs_per_s")]
-        table.add_row(name, *speeds, host, *ratios)
+        table.add_row(name, *speeds, host, *over_rivals)
     return table
 
 
@@ -454,16 +444,7 @@ def main_quantity(row: Mapping[str, Any]) -> str:
 
 def over(measured: Mapping[str, Mapping[str, Any]], one: str, other: str, quantity: str) -> str:
     """How many times as much one contender has as another, for people."""
-    if one == other:
-        return "1"
-    ratios = ratios_of(measured, one, other, quantity)
-    return "ranges overlap" if ratios is None else figure(ratios, ".3g")
-
-
-def figure(values: Sequence[float], digits: str) -> str:
-    """Median and range."""
-    all_rounds = spread(values)
-    return f"{all_rounds.median:{digits}} ({all_rounds.low:{digits}} to {all_rounds.high:{digits}})"
+    return "1" if one == other else times_as_much(measured[one][quantity], measured[other][quantity])
 
 
 def main(words: list[str] | None = None) -> int:
@@ -519,16 +500,6 @@ def _kernel_size(setting: Setting) -> int:
     return max(3, setting.size // 20 * 2 + 1)
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _calls_for(contender: Contender, device: str, seconds: float) -> int:
     """How many calls take so long, once everything is compiled and warm."""
     _time(contender, 2, device)
@@ -555,13 +526,6 @@ def _host_ms(contender: Contender) -> float:
     torch.cuda.synchronize()
     del views
     return milliseconds
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ def spread(values: Sequence[float]) -> Spread:
     if not values:
         raise ValueError("A spread takes at least one measurement, got none.")
     return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def libraries(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions of what a benchmark measures besides what every row names."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     python -m benchmarks.tables --check    # fail if README.md says anything else
 
 A table stands between two comments, which stay: ``<!-- table: quality -->`` and ``<!-- /table -->``. What is between
-them is replaced. Tables: ``quality``, ``import_time``, ``bench_augmentations``, ``augmentation_exactness``.
+them is replaced. Tables: ``quality``, ``import_time``, ``bench_augmentations``, ``augmentation_exactness``,
+``bench_losses``.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_augmentations import faster_kornia, main_quantity, over
+from benchmarks.bench_losses import CONTENDERS, share_of_matmul, speeds, times_as_fast
 from benchmarks.rows import RESULTS, Spread, read_rows, spread
 from contrastive.recipes import load
 from contrastive.runs.signature import defaults
@@ -90,11 +92,22 @@ def augmentation_exactness_table(rows: Rows) -> str:
     return _markdown(["", *columns, torchvision], lines)
 
 
+def bench_losses_table(rows: Rows) -> str:
+    """The newest row of each machine, size and dtype, contenders side by side."""
+    newest = {(_device(row), row["dtype"], row["dim"], row["rows"]): row for row in rows}
+    lines = [
+        [machine, f"{num_rows:,} x {dim}, {dtype}", *(_time_and_memory(row, one.name) for one in CONTENDERS)]
+        for (machine, dtype, dim, num_rows), row in sorted(newest.items())
+    ]
+    return _markdown(["on", "projections", *(contender.name for contender in CONTENDERS)], lines)
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "quality": quality_table,
     "import_time": import_time_table,
     "bench_augmentations": bench_augmentations_table,
     "augmentation_exactness": augmentation_exactness_table,
+    "bench_losses": bench_losses_table,
 }
 
 
@@ -163,6 +176,22 @@ def _speed_and_ratio(measured: Mapping[str, Mapping[str, Any]], name: str, quant
     if "host_ms" in measured[name]:
         speed += f", host {_number(spread(measured[name]['host_ms']), '.2f', unit=' ms')}"
     return [speed, over(measured, name, faster_kornia(measured, quantity), quantity)]
+
+
+def _time_and_memory(row: Mapping[str, Any], name: str) -> str:
+    """Of one loss; beside ours how much faster that is, beside ours on a GPU how fast its matrix products are."""
+    if name in row["left_out"]:
+        return re.split(r" \(|;", row["left_out"][name])[0]
+    measured = row["contenders"][name]
+    milliseconds = spread([1e3 * seconds for seconds in measured["seconds"]])
+    cell = f"{_number(milliseconds, '.3g' if milliseconds.low < 100 else ',.0f', unit=' ms')}, "
+    cell += f"{measured['peak_mib']:,.0f} MiB"
+    if name != "ours":
+        return f"{cell}; {times_as_fast(row, name)}"
+    if row["device"] == "cuda":
+        share = _number(spread(share_of_matmul(row, name)), ".2f")
+        cell += f"; {_number(spread(speeds(row, name)), '.0f', unit=' TFLOP/s')}, {share} of a large product's"
+    return cell
 
 
 def _settings(row: Mapping[str, Any]) -> tuple[str, ...]:
