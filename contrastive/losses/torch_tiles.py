@@ -13,8 +13,10 @@ from torch import Tensor
 
 Rows = Float[Tensor, "N P"]
 Columns = Float[Tensor, "M P"]
-Softmax = tuple[Float[Tensor, " N"], Float[Tensor, " N"]]
-"""What a softmax over logits is known by: its log-sum-exp, and the weight that its gradient is multiplied with."""
+RowSoftmaxes = tuple[Float[Tensor, " N"], Float[Tensor, " N"]]
+"""What softmaxes over logits are known by: their log-sum-exp, and the weight that their gradient is multiplied with."""
+ColumnSoftmaxes = tuple[Float[Tensor, " M"], Float[Tensor, " M"]]
+"""The same of softmaxes over the rows, one for each column."""
 
 TILE = 512  # rows and columns: 1 MiB of float32 logits
 
@@ -86,8 +88,8 @@ def pull(
     x_ids: Int64[Tensor, " N"] | None = None,
     y_ids: Int64[Tensor, " M"] | None = None,
     *,
-    by_row: Softmax | None = None,
-    by_column: Softmax | None = None,
+    by_row: RowSoftmaxes | None = None,
+    by_column: ColumnSoftmaxes | None = None,
 ) -> Rows:
     """What the softmaxes' gradients are in ``x``: ``sum_j (a_i exp(s_ij - l_i) + b_j exp(s_ij - m_j)) y_j``.
 
