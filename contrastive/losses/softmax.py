@@ -8,8 +8,9 @@ in and also under autocast: at temperature 0.01 a bfloat16 logit would move in s
 
 **The rule for several ranks**, for every loss of this package: it returns the mean over this rank's anchors, with
 candidates and statistics from all ranks. Averaging the gradients over ranks, which is what DistributedDataParallel
-does, gives exactly the gradient of one process on the joined batch. Ranks that bring different numbers of rows are
-refused.
+does, gives exactly the gradient of one process on the joined batch. That needs as many rows from each rank: losses that
+look at other ranks' rows refuse anything else. ``info_nce_queue``, ``soft_info_nce`` and ``negative_cosine`` look at
+none, exchange nothing, and cannot tell.
 
 **Memory** grows with the rows: the log-sum-exp over the negatives comes from ``core``, tile by tile. On GPUs rows of
 half precision stay so in there, with float32 sums; the positive's logit is always float32 and ordinary autograd.
@@ -102,7 +103,7 @@ def dclw(
 
     Yeh et al. 2021, https://arxiv.org/abs/2110.06848, section 3, the loss L_DCW: the positive's term is multiplied by
     ``2 - exp(<z1, z2> / sigma) / mean exp(<z1, z2> / sigma)``, the negative von Mises-Fisher weight. The mean is over
-    the images of all ranks, and the gradient flows through the weights, as in the official code.
+    the images of all ranks, and the gradient flows through the weights: the paper does not stop it.
 
     Args:
         projections: As for ``nt_xent``, V = 2.
