@@ -320,7 +320,7 @@ def tiny(b: Batch) -> Batch:
 SITUATIONS = [one_image, all_alike, identical_positives, opposite_positives, a_zero_row, all_zero, enormous, tiny]
 
 
-@pytest.mark.parametrize("temperature", [0.2, 0.01, 0.001])  # scales of 5, 100 and 1000
+@pytest.mark.parametrize("temperature", [0.01, 0.001])  # scales of 100 and 1000
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.__name__)
 @pytest.mark.parametrize("name", OURS)
 def test_loss_and_gradient_are_finite_and_right_in_extreme_situations(

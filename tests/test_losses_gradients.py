@@ -148,7 +148,7 @@ def test_gradients_equal_those_of_the_dense_formula(
     monkeypatch.setattr(torch_tiles, "TILE", tile)
     b = batch(num_images, width, queue_size=queue_size, temperature=temperature, noise=noise)
     expected_loss, expected = gradients(DENSE[name], b)
-    if num_images < 20:  # loops take long, and the dense formula is no other one there
+    if tile == 5 and num_images < 20:  # loops take long, and the dense formula is the same there
         assert expected_loss == pytest.approx(THEIRS[name](b), rel=1e-11, abs=1e-12 / temperature)
     _, found = gradients(OURS[name], b)
     for ours, theirs in zip(found, expected, strict=True):
