@@ -55,9 +55,8 @@ def encode_in_chunks(
             return features
 
     chunks = images.split(chunk_size)
-    gradient = torch.is_grad_enabled() and (images.requires_grad or any(p.requires_grad for p in network.parameters()))
-    if len(chunks) == 1 or not gradient:
-        return torch.cat([encode(chunk) for chunk in chunks])
+    if len(chunks) == 1:
+        return encode(images)
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), _BuffersAsNow(network)

@@ -185,6 +185,25 @@ def test_what_is_no_number_of_images_is_refused(
         BUILD[method](encode_chunk_size=chunk_size)
 
 
+def test_no_group_is_cut_in_two_where_batch_norm_uses_its_running_statistics() -> None:
+    encoder = tiny.moco().encoder.eval()
+    images = tiny.images(16).float()
+    torch.testing.assert_close(encode_in_chunks(encoder, images, 6), encoder(images))
+
+
+@every_method
+def test_encoder_and_projector_run_chunk_by_chunk_and_again_for_their_gradient(method: str) -> None:
+    module = BUILD[method](encode_chunk_size=8)
+    sizes: dict[str, list[int]] = {}
+    for name, child in module.named_children():
+        child.register_forward_pre_hook(lambda _, inputs, n=name: sizes.setdefault(n, []).append(len(inputs[0])))
+    module.step(tiny.views_of(module, tiny.images(16))).loss.backward()
+    twice = [8] * (8 if method == "simclr" else 4)
+    expected = {"encoder": twice, "projector": twice, "momentum_encoder": [8, 8], "momentum_projector": [16]}
+    assert sizes == {name: expected[name] for name in sizes}
+    assert sizes.keys() >= {"encoder", "projector"}
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that were made within it and are still alive, and the most there ever were."""
 
@@ -254,7 +273,7 @@ def test_there_is_a_second_pass_only_where_a_gradient_is_due() -> None:
 
 
 def test_a_graph_that_is_kept_can_be_walked_again() -> None:
-    encoder = network(nn.Dropout(0.5), nn.BatchNorm1d(32))
+    encoder = network(nn.Dropout(0.5), nn.BatchNorm1d(32), nn.utils.spectral_norm(nn.Linear(32, 32)))
     output = encode_in_chunks(encoder, rows(), 8).square().sum()
     statistics = [buffer.clone() for buffer in encoder.buffers()]
     parameters = list(encoder.parameters())
