@@ -138,6 +138,17 @@ def test_a_positive_that_wins_by_far_leaves_all_digits_of_the_loss(name: str) ->
     assert OURS[name](b.to(torch.float32)).item() == pytest.approx(expected, rel=1e-3, abs=0)
 
 
+def test_a_negative_that_wins_by_21_leaves_all_digits_of_the_loss() -> None:
+    """Above 20 torch's own softplus is a straight line, which is off by 2e-9."""
+    right = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    lost = 21 + math.log1p(math.exp(-21))
+    loss = info_nce_queue(right, -right, right, temperature=2 / 21)
+    assert loss.item() == pytest.approx(lost, rel=1e-14)
+    both = torch.cat([right, -right])
+    assert clip(both, -both, scale=10.5).item() == pytest.approx(lost, rel=1e-14)
+    assert siglip(both, -both, scale=21.0, bias=0.0).item() == pytest.approx(2 * lost, rel=1e-14)
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", OURS)
 def test_float32_keeps_five_digits(name: str, temperature: float) -> None:
