@@ -184,6 +184,13 @@ def test_rows_without_any_other_id_have_nothing_to_sum_over(dtype: torch.dtype, 
     assert_all_exact(described(x, y, ids, device))
 
 
+def test_the_one_id_that_two_blocks_share_is_found(device: str) -> None:
+    """Only where the ranges of ids touch are they compared one by one."""
+    x, y = random(20, 8).bfloat16(), random(128, 8, seed=1).bfloat16()
+    column_ids = torch.tensor([0] * 63 + [5] + [5] + [9] * 63)
+    assert_all_exact(described(x, y, (torch.full((20,), 5), column_ids), device))
+
+
 def test_without_columns_or_rows_there_is_nothing(device: str) -> None:
     some, none = torch.ones(3, 8, device=device), torch.ones(0, 8, device=device)
     softmax_of = {3: (torch.ones(3, device=device),) * 2, 0: (torch.ones(0, device=device),) * 2}
