@@ -65,6 +65,7 @@ USUAL = {  # rows, dims and dtype of each device
     "cuda": ((4096, 16384, 65536, 262144, 1048576), (128, 256), "bfloat16"),
 }
 MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the large product's matrices
+LOGITS_AT_ONCE = 2**27  # of the formula: 512 MiB
 SMALLEST = 256  # rows that anybody's memory suffices for
 SHARE_OF_FREE = 0.85  # how much of the free memory a contender may be expected to take
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.1}  # bfloat16 logits near 10 move in steps of 1/16
@@ -196,7 +197,7 @@ def loss_and_gradient(projections: Tensor, temperature: float) -> tuple[Tensor, 
     z = normalized.detach().requires_grad_()
     num_rows = len(z)
     total = z.new_zeros(())
-    for anchors in torch.arange(num_rows, device=z.device).split(max(1, 2**27 // num_rows)):
+    for anchors in torch.arange(num_rows, device=z.device).split(max(1, LOGITS_AT_ONCE // num_rows)):
         logits = z[anchors] @ z.T / temperature
         itself = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, anchors[:, None], True)
         positives = (anchors + num_rows // 2) % num_rows

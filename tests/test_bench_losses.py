@@ -64,7 +64,11 @@ def test_each_is_equal_to_the_formula(name: str, dtype: torch.dtype) -> None:
     assert_equal(BY_NAME[name], projections, 0.5, loss_and_gradient(projections, 0.5))
 
 
-def test_the_formula_is_the_papers_with_the_gradient_of_finite_differences() -> None:
+@pytest.mark.parametrize("logits_at_once", [1, 5 * 16, 16 * 16])
+def test_the_formula_is_the_papers_with_the_gradient_of_finite_differences(
+    logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_losses, "LOGITS_AT_ONCE", logits_at_once)
     projections = TINY.projections().detach()
     loss, gradient = loss_and_gradient(projections, 0.5)
 
