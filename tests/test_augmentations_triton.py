@@ -503,7 +503,7 @@ def test_kernels_compile_for_three_generations_of_gpus_without_spilling_register
     assert_in_registers(kernels)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("dtype", "views"),
     [

@@ -406,7 +406,7 @@ def test_kernels_compile_for_three_generations_of_gpus_without_spilling_register
     assert_in_registers(kernels)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_all_kernels_compile_without_spilling_registers(dtype: str, tmp_path: Path) -> None:
     widths, functions = "128,256", "log_sum_exp,attend,pull_by_row,pull_by_column,pull_by_both"
