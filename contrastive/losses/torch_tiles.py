@@ -18,7 +18,7 @@ RowSoftmaxes = tuple[Float[Tensor, " N"], Float[Tensor, " N"]]
 ColumnSoftmaxes = tuple[Float[Tensor, " M"], Float[Tensor, " M"]]
 """The same of softmaxes over the rows, one for each column."""
 
-TILE = 512  # rows and columns: 1 MiB of float32 logits
+TILE = 1024  # rows and columns: 4 MiB of float32 logits; smaller ones keep a second thread waiting
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
