@@ -90,7 +90,8 @@ def test_8192_rows_of_width_128_take_less_than_128_mib_at_their_peak() -> None:
     assert int(answer.stdout) < 128 * MIB  # one matrix of all logits: 256 MiB
 
 
-def test_a_step_makes_no_copy_of_the_queue() -> None:
+def test_a_step_makes_no_copy_of_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_tiles, "TILE", 128)
     queue = Queue(4096, 16)
     b = batch(8, 16).to(torch.float32).with_gradients()
     queue_nbytes = queue.rows.untyped_storage().nbytes()
