@@ -436,6 +436,20 @@ def test_a_queue_that_wants_a_gradient_is_refused() -> None:
         ValueError, match=r"queue wants a gradient, but stored keys are frozen\. Detach it, or use info_nce"
     ):
         info_nce_queue(rows, rows, rows.clone().requires_grad_(), temperature=0.1)
+    with pytest.raises(ValueError, match="queue wants a gradient"):
+        soft_info_nce(rows, rows, rows.clone().requires_grad_(), student_temperature=0.1, teacher_temperature=0.04)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_of_zeros_has_no_gradient(dtype: torch.dtype) -> None:
+    rows = random(8, 4).to(dtype)
+    rows[3] = 0
+    rows.requires_grad_()
+    nt_xent(rows, temperature=0.01).backward()
+    assert rows.grad is not None
+    assert rows.grad.isfinite().all()
+    assert rows.grad[3].eq(0).all()
+    assert rows.grad.any()
 
 
 def test_numbers_that_make_no_loss_are_refused() -> None:

@@ -1,7 +1,6 @@
 """What losses do with rows before they compare them: lengths, numbers, and the checks they share."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -9,8 +8,10 @@ from contrastive.distributed import check_equal_batches, rank
 
 
 def unit_rows(x: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:
-    """Rows of length one, in float32 or better; a row shorter than 1e-6 is divided by 1e-6, so that 0 stays 0."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+    """Rows of length one, in float32 or better. A row shorter than 1e-6 has no direction: it and its gradient are 0."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = wide.norm(dim=-1, keepdim=True)
+    return torch.where(length < 1e-6, 0, wide / length.clamp(min=1e-6))
 
 
 def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -188,8 +188,7 @@ def info_nce_queue(
     """
     check_temperature(temperature)
     check_pairs(queries, keys)
-    if queue.requires_grad:
-        raise ValueError("The queue wants a gradient, but stored keys are frozen. Detach it, or use info_nce.")
+    _check_frozen(queue)
     with full_precision(queries):
         tiles = tiles_for(backend, queries)
         some = unit_rows(queries) / temperature
@@ -223,11 +222,13 @@ def soft_info_nce(
         Mean over this rank's students, in nats, float32 (float64 for float64 students).
 
     Raises:
-        ValueError: A temperature that is not positive, or as many teachers as there are not students.
+        ValueError: A temperature that is not positive, as many teachers as there are not students, or a queue that
+            wants a gradient.
     """
     check_temperature(student_temperature)
     check_temperature(teacher_temperature)
     check_pairs(students, teachers)
+    _check_frozen(queue)
     with full_precision(students):
         tiles = tiles_for(backend, students)
         some = unit_rows(students) / student_temperature
@@ -348,3 +349,8 @@ def _check_negatives(num_images: int) -> None:
             "A decoupled loss of one image has no negatives, and falls without end as its views meet. Use a larger "
             "batch, or nt_xent."
         )
+
+
+def _check_frozen(queue: Tensor) -> None:
+    if queue.requires_grad:
+        raise ValueError("The queue wants a gradient, but stored keys are frozen. Detach it, or use info_nce.")
