@@ -27,12 +27,12 @@ class ConvEncoder(nn.Sequential):
 
 
 class DenseEncoder(nn.Sequential):
-    """[B, 3, 8, 8] to [B, 16], without BatchNorm: what an image becomes does not depend on its batch."""
+    """[B, 3, 8, 8] to [B, 16], with LayerNorm: what an image becomes does not depend on its batch."""
 
     num_features = 16
 
     def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 24), nn.Tanh(), nn.Linear(24, 16))
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 24), nn.LayerNorm(24), nn.Tanh(), nn.Linear(24, 16))
 
 
 def simclr(encoder: nn.Module | None = None, **options: Any) -> SimCLR:
