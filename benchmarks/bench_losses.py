@@ -176,7 +176,7 @@ class Cost:
     seconds: float
 
 
-class LeftOut(Exception):  # noqa: N818 a decision, not an error
+class UnaffordableError(Exception):
     """A contender is not measured; the message says why."""
 
 
@@ -239,7 +239,7 @@ def cost(contender: Contender, setting: Setting, threads: int) -> Cost:
     """Of a forward and backward pass.
 
     Raises:
-        LeftOut: There was too little memory.
+        UnaffordableError: There was too little memory.
     """
     if setting.device == "cuda":
         return _cost_on_gpu(contender, setting)
@@ -250,7 +250,7 @@ def cost(contender: Contender, setting: Setting, threads: int) -> Cost:
         try:
             return process.submit(_cost_in_this_process, contender, setting, threads).result()
         except BrokenProcessPool as killed:
-            raise LeftOut("the process that measured its memory was killed: there was too little") from killed
+            raise UnaffordableError("the process that measured its memory was killed: there was too little") from killed
 
 
 def cost_if_affordable(
@@ -266,7 +266,7 @@ def cost_if_affordable(
         most_seconds: That a call may take.
 
     Raises:
-        LeftOut: It would take more memory than is free, or more time.
+        UnaffordableError: It would take more memory than is free, or more time.
     """
     smaller = itertools.takewhile(lambda rows: rows < setting.rows, (SMALLEST * 4**step for step in itertools.count()))
     before = None
@@ -327,7 +327,7 @@ def measure(
     for contender in chosen:
         try:
             costs[contender.name] = cost_if_affordable(contender, setting, threads, known[contender.name], most_seconds)
-        except LeftOut as reason:
+        except UnaffordableError as reason:
             left_out[contender.name] = str(reason)
     projections = setting.projections()
     expected = loss_and_gradient(projections, setting.temperature)
@@ -488,18 +488,18 @@ def _images(projections: Tensor) -> Tensor:
 def _check_affordable(
     contender: Contender, setting: Setting, rows: int, before: int, cost_before: Cost, most_seconds: float
 ) -> None:
-    """Raise LeftOut if so many rows would cost too much, judged by fewer."""
+    """Raise UnaffordableError if so many rows would cost too much, judged by fewer."""
     growth, free = contender.growth, free_mib(setting.device)
     if cost_before.peak_mib * (rows / before) ** growth > SHARE_OF_FREE * free:
         needed = _memory(cost_before.peak_mib * (setting.rows / before) ** growth)
-        raise LeftOut(
+        raise UnaffordableError(
             f"needs about {needed} ({_memory(cost_before.peak_mib)} at {before:,} rows, growing as rows^{growth}), and "
             f"{_memory(free)} are free"
         )
     growth = max(2, growth)
     if cost_before.seconds * (rows / before) ** growth > most_seconds:
         needed = f"{cost_before.seconds * (setting.rows / before) ** growth:,.0f} s"
-        raise LeftOut(
+        raise UnaffordableError(
             f"takes about {needed} a call ({cost_before.seconds:.2g} s at {before:,} rows, growing as rows^{growth}), "
             f"more than --most-seconds {most_seconds:g}"
         )
@@ -516,7 +516,7 @@ def _cost_on_gpu(contender: Contender, setting: Setting) -> Cost:
         before = torch.cuda.memory_allocated()
         seconds = Turn(call, 1, "cuda")()
     except torch.OutOfMemoryError as error:
-        raise LeftOut(f"ran out of memory: {str(error).splitlines()[0]}") from error
+        raise UnaffordableError(f"ran out of memory: {str(error).splitlines()[0]}") from error
     return Cost((torch.cuda.max_memory_allocated() - before) / 2**20, seconds)
 
 

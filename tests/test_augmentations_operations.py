@@ -310,7 +310,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: RandomResizedCrop(0), "size is the side of a view in pixels, so at least 1, but it is 0."),
     (lambda: Resize(-3), "size is the side of a view in pixels, so at least 1, but it is -3."),
     (lambda: CenterCrop(0), "size is the side of a view in pixels, so at least 1, but it is 0."),
-    (lambda: Resize(8, "nearest"), 'interpolation="nearest" is not known. Choose "bilinear" or "bicubic".'),  # type: ignore[arg-type]
+    (lambda: Resize(8, "nearest"), 'interpolation="nearest" is not known. Choose "bilinear" or "bicubic".'),
 ]
 
 

@@ -476,7 +476,7 @@ def test_ragged_images_are_packed_without_padding_and_found_again() -> None:
     assert len(packed.pixels) == 3 * (27 + 34 + 64)
     assert all(torch.equal(packed[row], image) for row, image in enumerate(images))
     tables = [torch.from_numpy(table) for table in (packed.offsets, packed.heights, packed.widths)]
-    assert RaggedImages(packed.pixels, *tables)[2].equal(images[2])  # type: ignore[arg-type]
+    assert RaggedImages(packed.pixels, *tables)[2].equal(images[2])
     moved = packed.to("meta")
     assert moved.device.type == "meta"
     assert moved.offsets is packed.offsets

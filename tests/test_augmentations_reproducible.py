@@ -32,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def loader_of(folder: Path, batch_size: int, num_workers: int, order: int) -> torch.utils.data.DataLoader:  # type: ignore[type-arg]
+def loader_of(folder: Path, batch_size: int, num_workers: int, order: int) -> torch.utils.data.DataLoader:
     data = ImageFolders(folder, image_size=32, batch_size=batch_size, num_workers=num_workers, seed=order)
     loader = data.train_dataloader()
     assert isinstance(loader.sampler, TrainSampler)
     loader.sampler.set_epoch(EPOCH)
-    return loader  # type: ignore[return-value]
+    return loader
 
 
 def views_of(batch: dict[str, Tensor], views: Views) -> Made:
@@ -95,7 +95,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_views(one_by_one: tuple[str, Made
     for _ in range(3):
         made |= views_of(next(batches), pipeline(backend))
     after = loader_of(folder, 8, 2, 0)
-    after.load_state_dict(before.state_dict())  # type: ignore[attr-defined]
+    after.load_state_dict(before.state_dict())
     for batch in after:
         resumed = views_of(batch, pipeline(backend))
         assert not resumed.keys() & made.keys()

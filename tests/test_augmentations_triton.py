@@ -1,7 +1,3 @@
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-triton = pytest.importorskip("triton")
-import triton.language as tl  # noqa: E402
+from contrastive.augmentations import IMAGENET, Normalize
+from contrastive.augmentations.backends import triton_backend
+from contrastive.augmentations.images import RaggedImages
+from contrastive.augmentations.philox import philox4x32
+from contrastive.augmentations.program import Code, Program, Slot
+from tests.compile_offline import compiled
+from tests.reference_augmentations import photographs, torchvision_view
 
-from contrastive.augmentations import IMAGENET, Normalize  # noqa: E402
-from contrastive.augmentations.backends import triton_backend  # noqa: E402
-from contrastive.augmentations.images import RaggedImages  # noqa: E402
-from contrastive.augmentations.philox import philox4x32  # noqa: E402
-from contrastive.augmentations.program import Code, Program, Slot  # noqa: E402
-from tests.reference_augmentations import photographs, torchvision_view  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE = (20, 13), (65, 20)  # one program of a kernel for each view; three
 PHOTOGRAPH, NOISE = 1e-5, 2e-4  # how far a view may be from torchvision's
 JITTER = (Code.BRIGHTNESS, Code.CONTRAST, Code.SATURATION, Code.HUE)
@@ -457,13 +452,13 @@ def test_a_wait_would_be_noticed() -> None:
 
 
 @triton.jit
-def philox_kernel(words, key, counters, COUNT: tl.constexpr):  # noqa: N803
-    place = counters + tl.arange(0, COUNT)
-    counter0, counter1 = tl.load(place), tl.load(place + COUNT)
-    counter2, counter3 = tl.load(place + 2 * COUNT), tl.load(place + 3 * COUNT)
+def philox_kernel(words, key, counters, count: tl.constexpr):
+    place = counters + tl.arange(0, count)
+    counter0, counter1 = tl.load(place), tl.load(place + count)
+    counter2, counter3 = tl.load(place + 2 * count), tl.load(place + 3 * count)
     drawn = tl.philox(tl.load(key), counter0, counter1, counter2, counter3, n_rounds=10)
     for word in tl.static_range(4):
-        tl.store(words + word * COUNT + tl.arange(0, COUNT), drawn[word].to(tl.int32, bitcast=True))
+        tl.store(words + word * count + tl.arange(0, count), drawn[word].to(tl.int32, bitcast=True))
 
 
 def test_tritons_philox_is_ours(device: str) -> None:
@@ -472,19 +467,9 @@ def test_tritons_philox_is_ours(device: str) -> None:
     words = torch.empty(4, count, dtype=torch.int32, device=device)
     there = torch.from_numpy(counters.view(np.int32)).to(device)
     keys = torch.from_numpy(np.array([key], dtype=np.uint64).view(np.int64)).to(device)
-    philox_kernel[(1,)](words, keys, there, COUNT=count)
+    philox_kernel[(1,)](words, keys, there, count=count)
     ours = philox4x32(key, (counters[0], counters[1], counters[2], counters[3]))
     np.testing.assert_array_equal(words.cpu().numpy().view(np.uint32), np.stack(ours))
-
-
-def compiled(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What each kernel of published views takes of a GPU, compiled without one."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.compile_triton", *arguments]
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def assert_in_registers(kernels: list[dict[str, Any]]) -> None:
@@ -495,7 +480,9 @@ def assert_in_registers(kernels: list[dict[str, Any]]) -> None:
 
 
 def test_kernels_compile_for_three_generations_of_gpus_without_spilling_registers(tmp_path: Path) -> None:
-    kernels = compiled(tmp_path, "80,90,100", "bfloat16", "simclr_32", "simclr_64", "simclr_224", "mae_224")
+    kernels = compiled(
+        "compile_triton", tmp_path, "80,90,100", "bfloat16", "simclr_32", "simclr_64", "simclr_224", "mae_224"
+    )
     names = {"render_small", "sum_luma", "render_tile", "blur_rows", "blur_columns"}
     assert {(kernel["kernel"], kernel["architecture"]) for kernel in kernels} == {
         (name, architecture) for name in names for architecture in (80, 90, 100)
@@ -515,4 +502,4 @@ def test_kernels_of_published_views_compile_without_spilling_registers(
     dtype: str, views: list[str], tmp_path: Path
 ) -> None:
     """All of them in bfloat16. Run tests.compile_triton without names for all in every dtype on every architecture."""
-    assert_in_registers(compiled(tmp_path, "90", dtype, *views))
+    assert_in_registers(compiled("compile_triton", tmp_path, "90", dtype, *views))

@@ -16,9 +16,9 @@ from benchmarks.bench_losses import (
     CONTENDERS,
     Contender,
     Cost,
-    LeftOut,
     Setting,
     Turn,
+    UnaffordableError,
     assert_equal,
     contenders,
     cost,
@@ -133,7 +133,9 @@ def test_memory_is_what_a_new_process_takes_above_the_projections() -> None:
     measured = cost(Contender("known", takes_64_mib, growth=1), setting, threads=1)
     assert measured.peak_mib == pytest.approx(64, abs=4)
     assert 0 < measured.seconds < 60
-    with pytest.raises(LeftOut, match=r"^the process that measured its memory was killed: there was too little$"):
+    with pytest.raises(
+        UnaffordableError, match=r"^the process that measured its memory was killed: there was too little$"
+    ):
         cost(Contender("killed", dies, growth=1), setting, threads=1)
 
 
@@ -163,20 +165,20 @@ def test_who_needs_more_than_is_free_is_left_out_with_the_reason(monkeypatch: py
     setting = replace(TINY, rows=4096)
     measured = paid(monkeypatch, lambda rows: Cost(12.0 * (rows / 256) ** 3, 0.001), free_mib=3600)
     reason = r"needs about 48\.0 GiB \(768 MiB at 1,024 rows, growing as rows\^3\), and 3\.5 GiB are free"
-    with pytest.raises(LeftOut, match=f"^{reason}$"):
+    with pytest.raises(UnaffordableError, match=f"^{reason}$"):
         cost_if_affordable(BY_NAME["pytorch-metric-learning"], setting, 1, {}, most_seconds=20.0)
     assert measured == [256, 1024]
     measured = paid(monkeypatch, lambda rows: Cost(12.0 * (rows / 256) ** 2, 0.001), free_mib=3072 / 0.85 + 1)
     assert cost_if_affordable(BY_NAME["plain"], setting, 1, {}, most_seconds=20.0).peak_mib == 3072
     paid(monkeypatch, lambda rows: Cost(12.0 * (rows / 256) ** 2, 0.001), free_mib=3072 / 0.85 - 1)
-    with pytest.raises(LeftOut, match=r"^needs about 3\.0 GiB"):
+    with pytest.raises(UnaffordableError, match=r"^needs about 3\.0 GiB"):
         cost_if_affordable(BY_NAME["plain"], setting, 1, {}, most_seconds=20.0)
 
 
 def test_who_takes_too_long_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = paid(monkeypatch, lambda rows: Cost(1.0, 0.5 * (rows / 256) ** 2))
     with pytest.raises(
-        LeftOut,
+        UnaffordableError,
         match=r"^takes about 128 s a call \(8 s at 1,024 rows, growing as rows\^2\), more than --most-seconds 20$",
     ):
         cost_if_affordable(BY_NAME["ours"], replace(TINY, rows=4096), 1, {}, most_seconds=20.0)

@@ -1,9 +1,5 @@
 """The Triton tiles against plain matrices in float64; on a CPU they are interpreted (see conftest)."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton")
-
 from contrastive.losses import clip, info_nce, info_nce_queue, nt_xent, softmax, triton_tiles
 from contrastive.losses.backends import Tiles
+from tests.compile_offline import compiled
 
-ROOT = Path(__file__).resolve().parents[1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # How far a mean or a gradient may be off, as a share of its terms' sizes: half a step of the dtype, and where the
 # interpreter cuts off instead of rounding, a whole one.
@@ -225,7 +219,7 @@ def test_rows_and_weights_may_lie_anywhere_in_memory(device: str) -> None:
     here = {"by_row": (pairs.by_row[0], weight.contiguous()), "by_column": pairs.by_column}
     there = {"by_row": (pairs.by_row[0], weight), "by_column": together.unbind(1)}
     expected = triton_tiles.pull(pairs.x, pairs.y, *pairs.ids, **here)
-    assert torch.equal(triton_tiles.pull(*elsewhere, **there), expected)  # type: ignore[arg-type]
+    assert torch.equal(triton_tiles.pull(*elsewhere, **there), expected)
 
 
 def test_the_same_rows_give_the_same_bits(device: str) -> None:
@@ -318,9 +312,9 @@ def test_losses_and_gradients_are_the_formulas(
     }[name]
     frozen = (queue,) if name == "info_nce_queue" else ()
     setting = {"scale": 1 / temperature} if name == "clip" else {"temperature": temperature}
-    found = loss_and_gradients(lambda *given: ours(*given, *frozen, **setting), *inputs)  # type: ignore[operator]
+    found = loss_and_gradients(lambda *given: ours(*given, *frozen, **setting), *inputs)
     expected = loss_and_gradients(
-        lambda *given: dense(*given, *(one.double() for one in frozen), temperature),  # type: ignore[operator]
+        lambda *given: dense(*given, *(one.double() for one in frozen), temperature),
         *(one.double() for one in inputs),
     )
     # bfloat16 rounds unit rows, and so each logit by up to 2^-8 / temperature
@@ -381,15 +375,6 @@ def test_memory_grows_with_the_rows_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(allocated) <= 2**29
 
 
-def compiled(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.compile_losses_triton", *arguments]
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
 def assert_in_registers(kernels: list[dict[str, Any]]) -> None:
     assert [kernel for kernel in kernels if kernel["stack"] or kernel["local"]] == []
     assert all(kernel["registers"] * kernel["warps"] * 32 <= 2**16 for kernel in kernels)
@@ -401,8 +386,12 @@ def assert_in_registers(kernels: list[dict[str, Any]]) -> None:
 
 
 def test_kernels_compile_for_three_generations_of_gpus_without_spilling_registers(tmp_path: Path) -> None:
-    kernels = compiled(tmp_path, "80,90,100", "bfloat16", "256", "pull_by_both", "with_ids")
+    kernels = compiled("compile_losses_triton", tmp_path, "80,90,100", "bfloat16", "256", "pull_by_both", "with_ids")
     assert {kernel["kernel"] for kernel in kernels} == {"_pull", "_survey_ids", "_survey_softmaxes"}
+    assert_in_registers(kernels)
+    functions = "log_sum_exp,attend,pull_by_row,pull_by_column,pull_by_both"
+    kernels = compiled("compile_losses_triton", tmp_path, "90", "bfloat16", "128,256", functions, "with_ids")
+    assert {kernel["kernel"] for kernel in kernels} == {"_pull", "_softmax", "_survey_ids", "_survey_softmaxes"}
     assert_in_registers(kernels)
 
 
@@ -410,4 +399,6 @@ def test_kernels_compile_for_three_generations_of_gpus_without_spilling_register
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_all_kernels_compile_without_spilling_registers(dtype: str, tmp_path: Path) -> None:
     widths, functions = "128,256", "log_sum_exp,attend,pull_by_row,pull_by_column,pull_by_both"
-    assert_in_registers(compiled(tmp_path, "80,90,100", dtype, widths, functions, "with_ids,without_ids"))
+    assert_in_registers(
+        compiled("compile_losses_triton", tmp_path, "80,90,100", dtype, widths, functions, "with_ids,without_ids")
+    )

@@ -266,13 +266,13 @@ def _softmax(
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """The log-sum-exp of a block of rows over a share of the columns, and where wanted the softmax's mean of them."""
-    DTYPE: tl.constexpr = x.dtype.element_ty  # noqa: N806
+    dtype: tl.constexpr = x.dtype.element_ty
     first_row = tl.program_id(0) * ROWS
     rows = first_row + tl.arange(0, ROWS)
     block = _load(x, x_stride, first_row, num_rows, ROWS, WIDTH, BLOCK_WIDTH)
-    block = _operand(block, DTYPE, INTERPRETED)
+    block = _operand(block, dtype, INTERPRETED)
     id_low, id_high = _id_range(x_ids, rows, num_rows)
-    LIFT: tl.constexpr = _FLOAT16_LIFT if DTYPE == tl.float16 else 0  # noqa: N806, SIM300
+    lift: tl.constexpr = _FLOAT16_LIFT if dtype == tl.float16 else 0
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     if mean is not None:
@@ -281,21 +281,21 @@ def _softmax(
     for start in tl.range(first, tl.minimum(first + share, num_columns), COLUMNS):
         with_care = _may_leave_out(id_ranges, id_low, id_high, start, num_columns, COLUMNS)
         others = _load(y, y_stride, start, num_columns, COLUMNS, WIDTH, BLOCK_WIDTH)
-        others = _operand(others, DTYPE, INTERPRETED)
+        others = _operand(others, dtype, INTERPRETED)
         logits = tl.dot(block, tl.trans(others), input_precision="ieee")
         if with_care:
             logits = _left_out(logits, x_ids, y_ids, rows, start, num_rows, num_columns, COLUMNS)
         now_largest = tl.maximum(largest, tl.max(logits, 1))
         anchor = _in_bits(now_largest)
-        shrunk, terms = _exp(largest, anchor), _exp(logits, (anchor - LIFT)[:, None])
+        shrunk, terms = _exp(largest, anchor), _exp(logits, (anchor - lift)[:, None])
         total = tl.fma(total, shrunk, tl.sum(terms, 1))
         if mean is not None:
-            terms = _operand(terms, DTYPE, INTERPRETED)
+            terms = _operand(terms, dtype, INTERPRETED)
             sums = tl.dot(terms, others, sums * shrunk[:, None], input_precision="ieee")
         largest = now_largest
     part = tl.program_id(1).to(tl.int64) * num_rows
     divisor = tl.where(total == 0, 1.0, total)
-    result = tl.where(total == 0, float("-inf"), (_in_bits(largest) - LIFT + tl.log2(divisor)) * _LN_2)
+    result = tl.where(total == 0, float("-inf"), (_in_bits(largest) - lift + tl.log2(divisor)) * _LN_2)
     tl.store(lse + part + rows, result, mask=rows < num_rows)
     if mean is not None:
         sums /= divisor[:, None]
@@ -311,11 +311,11 @@ def _pull(
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """What a share of the columns pulls at a block of rows with."""
-    DTYPE: tl.constexpr = x.dtype.element_ty  # noqa: N806
+    dtype: tl.constexpr = x.dtype.element_ty
     first_row = tl.program_id(0) * ROWS
     rows = first_row + tl.arange(0, ROWS)
     block = _load(x, x_stride, first_row, num_rows, ROWS, WIDTH, BLOCK_WIDTH)
-    block = _operand(block, DTYPE, INTERPRETED)
+    block = _operand(block, dtype, INTERPRETED)
     id_low, id_high = _id_range(x_ids, rows, num_rows)
     if row_lse is not None:
         known_rows = tl.minimum(rows, num_rows - 1)
@@ -331,7 +331,7 @@ def _pull(
             column_high = tl.load(lse_ranges + 2 * (start // COLUMNS) + 1)
             with_care = with_care | (lse_high - column_low > _REACH) | (column_high - lse_low > _REACH)
         others = _load(y, y_stride, start, num_columns, COLUMNS, WIDTH, BLOCK_WIDTH)
-        others = _operand(others, DTYPE, INTERPRETED)
+        others = _operand(others, dtype, INTERPRETED)
         logits = tl.dot(block, tl.trans(others), input_precision="ieee")
         if with_care:
             logits = _left_out(logits, x_ids, y_ids, rows, start, num_rows, num_columns, COLUMNS)
@@ -349,7 +349,7 @@ def _pull(
             row_factor = tl.exp2(lse - 0.5 * (column_low + column_high))
             factor = tl.load(column_factor + known)
             weights = _exp(logits, lse[:, None]) * tl.fma(row_factor[:, None], factor[None, :], weight[:, None])
-        sums = tl.dot(_operand(weights, DTYPE, INTERPRETED), others, sums, input_precision="ieee")
+        sums = tl.dot(_operand(weights, dtype, INTERPRETED), others, sums, input_precision="ieee")
     part = tl.program_id(1).to(tl.int64) * num_rows
     _store(result + part * WIDTH, sums, first_row, num_rows, ROWS, WIDTH, BLOCK_WIDTH)
 
@@ -377,9 +377,9 @@ def _store(to, values, first, num_rows, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 
 @triton.jit
 @no_type_check
-def _operand(tile, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+def _operand(tile, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """A product's factor. The interpreter multiplies no bfloat16, but float32 of the same values."""
-    tile = tile.to(DTYPE)
+    tile = tile.to(dtype)
     if INTERPRETED:
         tile = tile.to(tl.float32)
     return tile
