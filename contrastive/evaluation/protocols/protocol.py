@@ -1,5 +1,5 @@
-"""What a protocol is: from a frozen encoder and a labelled data set to scores, every hyper-parameter fixed, or chosen by
-a stated rule.
+"""What a protocol is: a frozen encoder and a labelled data set in, scores out, every hyper-parameter fixed or chosen by a
+stated rule.
 """
 
 from abc import ABC, abstractmethod
