@@ -1,4 +1,4 @@
-"""What a protocol is: a frozen encoder and a labelled data set in, scores out, every hyper-parameter fixed or chosen by a
+"""What a protocol is: a frozen encoder and a labelled data set in, scores out; hyper-parameters fixed, or chosen by a
 stated rule.
 """
 
