@@ -3,7 +3,7 @@ stated rule.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from contrastive.evaluation.features import Features
 
 Split = Literal["train", "val"]
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it has been, and how much there is: ``progress("epochs", 3, 100)``."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,13 @@ class EvaluationProtocol(ABC):
     source: str
 
     @abstractmethod
-    def evaluate(self, task: Task, *, seed: int = 0) -> Evaluation:
+    def evaluate(self, task: Task, *, seed: int = 0, progress: Progress | None = None) -> Evaluation:
         """Score the task's encoder. The test images are looked at once, after everything has been chosen.
 
         Args:
             task: The encoder and the data.
             seed: Of whatever is drawn: held-out images, order, crops, restarts.
+            progress: Told of what takes long.
 
         Raises:
             ValueError: The data or the features do not suit the protocol.
