@@ -19,6 +19,7 @@ def example(
     lr: float = 1.0,
     blur: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    sizes: tuple[int, ...] = (),
 ) -> None:
     """An example.
 
@@ -31,6 +32,7 @@ def example(
         lr: Learning rate.
         blur: Whether to blur.
         precision: Of the arithmetic.
+        sizes: One or more.
     """
 
 
@@ -53,7 +55,13 @@ def test_options_have_the_parameters_names_types_and_defaults() -> None:
         "lr": 0.001,
         "blur": True,
         "precision": "bf16-mixed",
+        "sizes": (),
     }
+
+
+def test_an_option_of_several_values_takes_them_one_after_the_other() -> None:
+    assert parsed("a.ckpt --sizes 3 4 --data-dir images")["sizes"] == (3, 4)
+    assert refused("a --data-dir b --sizes 3 x") == "--sizes takes one or more, each a whole number, got x."
 
 
 def test_help_says_what_the_docstring_says_of_each_parameter() -> None:

@@ -29,7 +29,7 @@ class _AsWritten(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 class CommandLine:
     """The parameters of one or more functions as words: keyword-only ones are options, the others come by position.
 
-    A parameter that is a dataclass stands for its fields, which are options; its default says what they are unless
+    An option of type ``tuple[X, ...]`` takes one word or more. A parameter that is a dataclass stands for its fields, which are options; its default says what they are unless
     given. Help comes from the ``Args:`` and ``Attributes:`` sections of docstrings. Every command line takes
     ``--debug``, which is the shell's.
 
@@ -92,18 +92,21 @@ class CommandLine:
             self.parser.add_argument(option, type=kind, required=True, help=help)
         elif kind is bool and parameter.default is False:
             self.parser.add_argument(option, action="store_true", help=help)
+        elif get_origin(kind) is tuple:
+            self.parser.add_argument(option, type=get_args(kind)[0], nargs="+", default=parameter.default, help=help)
         else:
             self.parser.add_argument(option, type=kind, default=parameter.default, help=help)
 
     def _values(self, parsed: Namespace) -> dict[str, Any]:
         values = {name: getattr(parsed, name) for name in self.parameters}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         for name, group in self.groups.items():
             values[name] = group(**{one.name: values.pop(one.name) for one in dataclasses.fields(group)})
         return values
 
     def _explained(self, message: str) -> str:
         """The parser's message in this command's own words, as one line."""
-        wrong = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
+        wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?:.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
         if wrong and wrong[1] in self.parameters:
             parameter = self.parameters[wrong[1]]
             return f"{_option(parameter)} takes {_described(parameter.annotation)}, got {wrong[2].strip()}."
@@ -178,6 +181,8 @@ def _described(kind: Any) -> str:
     """A type in words for people."""
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"one or more, each {_described(get_args(kind)[0])}"
     if get_args(kind):
         return " or ".join(_described(one) for one in get_args(kind))
     words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", type(None): "null"}
