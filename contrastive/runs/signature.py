@@ -29,9 +29,9 @@ class _AsWritten(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 class CommandLine:
     """The parameters of one or more functions as words: keyword-only ones are options, the others come by position.
 
-    An option of type ``tuple[X, ...]`` takes one word or more. A parameter that is a dataclass stands for its fields, which are options; its default says what they are unless
-    given. Help comes from the ``Args:`` and ``Attributes:`` sections of docstrings. Every command line takes
-    ``--debug``, which is the shell's.
+    An option of type ``tuple[X, ...]`` takes one word or more. A parameter that is a dataclass stands for its fields,
+    which are options; its default says what they are unless given. Help comes from the ``Args:`` and ``Attributes:``
+    sections of docstrings. Every command line takes ``--debug``, which is the shell's.
 
     Args:
         functions: Their parameters differ in name.
