@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastive.distributed import rank
 from contrastive.evaluation.ranks import gather_rows, sum_over_ranks
 from contrastive.modes import eval_mode as eval_mode
 
@@ -64,6 +65,7 @@ def extract_features(
     loader: Iterable[Mapping[str, Any]],
     *,
     device: torch.device | str,
+    gather: bool = True,
 ) -> Features:
     """Encode every image of a loader, without gradients.
 
@@ -75,6 +77,8 @@ def extract_features(
             around the call, with ``eval_mode(module)``.
         loader: Yields mappings with ``image`` (a tensor, or ragged images), ``index`` and, where known, ``label``.
         device: Where the images are encoded. The features stay there: N x D x 4 bytes.
+        gather: False leaves features on the rank that encoded them, an image that several ranks encoded on one of
+            them: together, the ranks have each image once.
 
     Raises:
         TypeError: A batch is no mapping with ``image`` and ``index``.
@@ -93,28 +97,42 @@ def extract_features(
         raise ValueError(
             f"{len(labels)} of {len(features)} batches have a 'label'. Give every batch one, negative where unknown."
         )
-    return _gathered(features, labels, index, device)
+    shard = _shard(features, labels, index, device)
+    return _gathered(shard) if gather else _once_each(shard)
 
 
-def _gathered(
-    features: list[Tensor], labels: list[Tensor], index: list[Tensor], device: torch.device | str
-) -> Features:
-    # A rank without an image (fewer images than ranks) learns the width, and that there are labels, from the others.
+def _shard(features: list[Tensor], labels: list[Tensor], index: list[Tensor], device: torch.device | str) -> Features:
+    """What this rank encoded, sorted; of the width of the others and with labels as they have, if it is nothing."""
     shape = torch.tensor([[features[0].shape[1] if features else 0, bool(labels)]], device=device)
     width, has_labels = gather_rows(shape).amax(0).tolist()
     if width == 0:
         raise ValueError("The loader gave no batch: there is nothing to extract features from.")
-    local_index = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *index])
-    check_unique(local_index)
-    all_index, order = gather_rows(local_index).sort(stable=True)
-    first = torch.ones_like(all_index, dtype=torch.bool)
-    first[1:] = all_index[1:] != all_index[:-1]
+    numbers = torch.empty(0, dtype=torch.int64, device=device)
+    shard = Features(
+        torch.cat([torch.empty(0, width, device=device), *features]),
+        torch.cat([numbers, *labels]) if has_labels else None,
+        torch.cat([numbers, *index]),
+    )
+    check_unique(shard.index)
+    return shard.rows(shard.index.argsort())
+
+
+def _gathered(shard: Features) -> Features:
+    index, order = gather_rows(shard.index).sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
     rows = order[first]
-    all_labels = None
-    if has_labels:
-        all_labels = gather_rows(torch.cat([torch.empty(0, dtype=torch.int64, device=device), *labels]))[rows]
-    all_features = gather_rows(torch.cat([torch.empty(0, width, device=device), *features]))
-    return Features(all_features[rows], all_labels, all_index[first])
+    labels = None if shard.labels is None else gather_rows(shard.labels)[rows]
+    return Features(gather_rows(shard.features)[rows], labels, index[first])
+
+
+def _once_each(shard: Features) -> Features:
+    """The shard without images that another rank keeps; those that many have are shared out among them."""
+    index, order = gather_rows(shard.index).sort(stable=True)
+    owners = gather_rows(torch.full_like(shard.index, rank()))[order]
+    images, counts = index.unique_consecutive(return_counts=True)
+    keepers = owners[counts.cumsum(0) - counts + images % counts]
+    return shard.rows(torch.isin(shard.index, images[keepers == rank()]))
 
 
 def check_unique(index: Int64[Tensor, " N"]) -> None:
