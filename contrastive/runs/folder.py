@@ -144,9 +144,13 @@ def create(recipe: str, arguments: Mapping[str, JSON], *, at: Path | None = None
 
 
 def _write(file: Path, content: Any) -> None:
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
     """A reader sees the old content or the new one, never half of it."""
-    unfinished = file.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished = file.with_name(f"{file.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)
 
 
