@@ -5,7 +5,7 @@ stated rule.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -33,6 +33,7 @@ class AugmentedBatch:
     index: Int64[Tensor, " B"]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A labelled data set through a frozen encoder: all that a protocol sees of either.
 
