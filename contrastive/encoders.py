@@ -159,13 +159,18 @@ def _positions(side: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), grid])[None]
 
 
-def torchvision_encoder(name: str) -> nn.Module:
-    """The classification model ``name`` of torchvision, untrained, its last linear layer replaced by the identity.
+def torchvision_encoder(name: str, *, pretrained: bool = False) -> nn.Module:
+    """The classification model ``name`` of torchvision, its last linear layer replaced by the identity.
+
+    Args:
+        name: As ``torchvision.models.list_models()`` has it.
+        pretrained: With torchvision's newest weights, which are downloaded.
 
     Raises:
         ValueError: torchvision has no such model, or the model ends in no linear layer.
+        OSError: The weights could not be downloaded.
     """
-    model: Any = get_model(name, weights=None)
+    model: Any = get_model(name, weights="DEFAULT" if pretrained else None)
     path, classifier = list(model.named_modules())[-1]
     if not isinstance(classifier, nn.Linear):
         raise ValueError(

@@ -100,6 +100,15 @@ def checkpoint_file(path: Path) -> Path:
     return folder.last_checkpoint
 
 
+def names_a_recipe(file: Path) -> bool:
+    """Whether the file is a checkpoint of ``contrastive fit``; it is read for that, and nothing in it is executed."""
+    try:
+        read_checkpoint(file)
+    except ValueError:
+        return False
+    return True
+
+
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU; nothing in the file is executed (``weights_only=True``).
 
