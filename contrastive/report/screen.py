@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from contrastive.runs.scores import PROTOCOL, Scores
@@ -102,6 +102,42 @@ class RunProgress(ProgressBar):
             if name.endswith("/top1") and isinstance(value, int | float):
                 shown.append(f"{probe_name(name)} {100 * value:.1f} %")
         return "  ".join(shown)
+
+
+class Told:
+    """A bar for what takes long, told of by ``(what, done, total)``; nothing is drawn where the output is no terminal.
+
+    One bar at a time: what is told of next takes its place.
+
+    Args:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
+        self.task: TaskID | None = None
+        self.what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar."""
+        if self.task is None or what != self.what:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task, self.what = self.bar.add_task(what, total=total), what
+        self.bar.update(self.task, completed=done, total=total)
+
+    def __enter__(self) -> "Told":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
 
 
 def score_table(title: str, rows: Mapping[str, Scores]) -> Table:
