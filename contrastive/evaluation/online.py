@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from contrastive.evaluation.ranks import sum_over_ranks
+from contrastive.evaluation.sgd import softmax_residuals
 
 EPSILON = 1e-5  # torch.nn.BatchNorm1d's
 STATISTICS_MOMENTUM = 0.1  # torch.nn.BatchNorm1d's
@@ -149,9 +150,7 @@ class LinearHeads:
         logits = (standard @ self.weights.flatten(0, 1).T).view(len(features), *self.weights.shape[:2])  # [N, H, C]
         hits = ((logits.argmax(-1) == labels[:, None]) * known[:, None]).sum(0)  # [H]
 
-        residuals = logits.softmax(-1)
-        residuals[torch.arange(len(labels), device=labels.device), :, labels] -= 1
-        residuals *= known[:, None, None]
+        residuals = softmax_residuals(logits, labels) * known[:, None, None]
         gradient = (residuals.flatten(1).T @ standard).view_as(self.weights)
         reduced = sum_over_ranks(torch.cat([gradient.flatten(), hits]))
         gradient, hits = reduced[: -len(hits)].view_as(gradient) / count.clamp(min=1), reduced[-len(hits) :]
