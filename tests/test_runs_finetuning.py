@@ -24,6 +24,7 @@ from contrastive.augmentations import (
     RandomResizedCrop,
     Views,
     dino_views,
+    evaluation_views,
     simclr_views,
     views_from,
 )
@@ -275,6 +276,10 @@ def test_training_sees_the_runs_crop_and_a_flip_and_evaluation_stays() -> None:
         assert list(view) == [crop, RandomHorizontalFlip(0.5), IMAGENET]
         images = tiny.images(4, 24)
         assert torch.equal(ours.evaluation_view(images), views.evaluation_view(images))
+    for how in ("bilinear", "bicubic"):
+        (view,) = crops_and_flips(evaluation_views(16, interpolation=how), 0.3).views
+        crop = RandomResizedCrop(16, scale=(0.3, 1.0), interpolation=how)
+        assert list(view) == [crop, RandomHorizontalFlip(0.5), IMAGENET]
     bare = crops_and_flips(simclr_views(16, normalize=None), 0.3)
     assert len(bare.views[0]) == 2
 
@@ -314,7 +319,7 @@ def test_data_without_labels_or_without_validation_images_is_refused() -> None:
 def test_views_that_name_no_size_are_refused() -> None:
     for views in (views_from(nn.Identity()), Views(((RandomHorizontalFlip(),),))):
         with pytest.raises(
-            ValueError, match=r"first view has no RandomResizedCrop\. Fine-tune in a script, with Super"
+            ValueError, match=r"has no RandomResizedCrop or CenterCrop\. Give views of contrastive\.aug"
         ):
             crops_and_flips(views, 0.3)
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from contrastive.augmentations import MakeViews, Normalize, RandomHorizontalFlip, RandomResizedCrop
+from contrastive.augmentations import (
+    CenterCrop,
+    MakeViews,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+)
 from contrastive.augmentations import Views as ViewPipeline
 from contrastive.data.module import ImageData
 from contrastive.data.subsets import LabelledSubset, add_label_noise, balanced_fraction
@@ -209,11 +216,12 @@ def crops_and_flips(make_views: MakeViews, crop_min: float) -> ViewPipeline:
     """The view that supervised training sees (SimCLR, appendix B.5): the crop of the first view, flip, normalisation.
 
     Args:
-        make_views: Of the pretraining; size, interpolation, normalisation and what is evaluated are kept.
+        make_views: Of the pretraining, or ``evaluation_views``; size, interpolation, normalisation and what is
+            evaluated are kept.
         crop_min: Smallest share of the image that a crop keeps.
 
     Raises:
-        ValueError: ``make_views`` is none of our pipelines, or its first view has no random crop.
+        ValueError: ``make_views`` is none of our pipelines, or its first view has no crop.
     """
     crop = _crop_of(make_views)
     assert isinstance(make_views, ViewPipeline)
@@ -297,11 +305,17 @@ def _stages(encoder: nn.Module) -> dict[str, int]:
 
 
 def _crop_of(make_views: MakeViews) -> RandomResizedCrop:
+    """The random crop of the first view; where that is cut from the middle, one of the same size and interpolation."""
     view = make_views.views[0] if isinstance(make_views, ViewPipeline) else ()
-    for operation in view:
-        if isinstance(operation, RandomResizedCrop):
-            return operation
+    found = {type(operation): operation for operation in view}
+    crop, middle, resize = (found.get(kind) for kind in (RandomResizedCrop, CenterCrop, Resize))
+    if isinstance(crop, RandomResizedCrop):
+        return crop
+    if isinstance(middle, CenterCrop):
+        how = resize.interpolation if isinstance(resize, Resize) else "bilinear"
+        return RandomResizedCrop(middle.size, interpolation=how)
     raise ValueError(
-        f"The run's {type(make_views).__name__} do not say how large the encoder's images are and how they are "
-        "normalised: their first view has no RandomResizedCrop. Fine-tune in a script, with SupervisedBaseline."
+        f"The {type(make_views).__name__} do not say how large the encoder's images are and how they are normalised: "
+        "their first view has no RandomResizedCrop or CenterCrop. Give views of contrastive.augmentations, or train "
+        "in a script, with SupervisedBaseline."
     )
