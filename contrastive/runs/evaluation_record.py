@@ -10,7 +10,7 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime
 from inspect import getdoc
 from itertools import count
@@ -239,7 +239,7 @@ class DataSet:
 
     def to_json(self) -> dict[str, Any]:
         """In plain values."""
-        facts = plain(replace(self, results=()))
+        facts: dict[str, Any] = plain(replace(self, results=()))
         return facts | {"results": [result.to_json() for result in self.results]}
 
     @classmethod
@@ -274,12 +274,18 @@ class EvaluatedEncoder:
 class EvaluationRecord:
     """An encoder, and what it reached on each data set.
 
+    Attributes:
+        encoder: What was scored.
+        data_sets: Each with its results.
+        baselines: What there is without the encoder's training, by the same protocols on the same images.
+
     Raises:
         ValueError: Two data sets have one name.
     """
 
     encoder: EvaluatedEncoder
-    data_sets: tuple[DataSet, ...] = field(default=())
+    data_sets: tuple[DataSet, ...]
+    baselines: tuple["EvaluationRecord", ...] = ()
 
     def __post_init__(self) -> None:
         names = [data.name for data in self.data_sets]
@@ -293,12 +299,14 @@ class EvaluationRecord:
             "format": FORMAT,
             "encoder": plain(self.encoder),
             "data_sets": [data.to_json() for data in self.data_sets],
+            "baselines": [baseline.to_json() for baseline in self.baselines],
         }
 
     @classmethod
     def from_json(cls, old: Mapping[str, Any]) -> "EvaluationRecord":
         """What ``to_json`` wrote."""
-        return cls(EvaluatedEncoder(**old["encoder"]), tuple(map(DataSet.from_json, old["data_sets"])))
+        data_sets, baselines = map(DataSet.from_json, old["data_sets"]), map(cls.from_json, old["baselines"])
+        return cls(EvaluatedEncoder(**old["encoder"]), tuple(data_sets), tuple(baselines))
 
 
 @dataclass(frozen=True)
@@ -342,13 +350,17 @@ def belong_together(old: EvaluationRecord, new: EvaluationRecord) -> bool:
 
 
 def merged(old: EvaluationRecord, new: EvaluationRecord) -> EvaluationRecord:
-    """The new record with what only the old one has: other data sets, and other protocols on the same one."""
+    """The new record with what only the old one has: other data sets, other protocols on the same one, baselines."""
     data_sets = {data.identity: data for data in old.data_sets}
     for data in new.data_sets:
         earlier = data_sets[data.identity].results if data.identity in data_sets else ()
         results = {result.protocol: result for result in (*earlier, *data.results)}
         data_sets[data.identity] = replace(data, results=tuple(results.values()))
-    return EvaluationRecord(new.encoder, tuple(data_sets.values()))
+    baselines = {baseline.encoder.name: baseline for baseline in old.baselines}
+    for baseline in new.baselines:
+        before = baselines.get(baseline.encoder.name, baseline)
+        baselines[baseline.encoder.name] = merged(before, baseline) if belong_together(before, baseline) else baseline
+    return EvaluationRecord(new.encoder, tuple(data_sets.values()), tuple(baselines.values()))
 
 
 def plain(value: Any) -> Any:
