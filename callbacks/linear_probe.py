@@ -1,76 +1,112 @@
-"""Online linear probe: how linearly separable are the features, at every point of training?"""
+"""Linear probe: how linearly separable are the features, at every point of training?"""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from contrastive.callbacks.contract import read_step, was_skipped
-from contrastive.callbacks.loops import check_every_n_epochs, is_due, log_epoch, require_validation, validation_loaders
-from contrastive.callbacks.tally import Tally, log_accuracies
+from contrastive.callbacks.bank import bank_features, bank_loader, num_classes_of
+from contrastive.callbacks.classifiers import Classifier, fit_lda, fit_logistic
+from contrastive.callbacks.contract import was_skipped
+from contrastive.callbacks.loops import check_every_n_epochs, is_due, log_epoch
 from contrastive.callbacks.transfer import Transfer
-from contrastive.evaluation import LinearHeads, top_hits
+from contrastive.callbacks.watcher import Watcher
+from contrastive.evaluation import LinearHeads
+from contrastive.evaluation.linear import L2_GRID
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-NEEDS = ("features", "labels")
+NAMES = {"sgd": "linear_probe", "lda": "lda", "logistic": "linear_evaluation"}
 
 
-class LinearProbe(pl.Callback):
-    """Train linear classifiers beside the method, on its detached features, and log how well they do.
+class LinearProbe(Watcher):
+    """Score the validation images by linear classifiers of the features, while the encoder is being trained.
 
-    One head a learning rate, all trained at once on the training views (``contrastive.evaluation.LinearHeads``). The
-    head that reports is the one that has done best on recent training batches, each scored before it was learned from:
-    the validation labels have no say in it. Every validation image counts once, however samplers pad the ranks.
+    - ``solver="sgd"`` trains heads beside the method, on its detached features of the training views, one a learning
+      rate and all at once (``contrastive.evaluation.LinearHeads``). The head that reports is the one that has done best
+      on recent training batches, each scored before it was learned from. While the encoder moves, it lags behind.
+    - ``solver="lda"`` is linear discriminant analysis (``contrastive.evaluation.lda``), fitted before each validation
+      on the bank: all training images, unaugmented, by the encoder as it stands. It is the instant one: closed form,
+      from sums over images, so that features stay on the rank that encoded them.
+    - ``solver="logistic"`` is logistic regression on the bank at its optimum, its strength chosen on a held-out tenth,
+      as in ``contrastive.evaluation.linear_evaluation`` and in its name. Every rank holds the bank, N x D x 4 bytes.
 
-    The run is left as it is: no gradient reaches the encoder, and the heads, their optimizer and their state live here,
-    in the checkpoint under this callback's name. While the encoder moves, the probe lags behind it; report the accuracy
-    of ``contrastive evaluate``.
+    The validation labels have no say in what is learned and chosen. Every validation image counts once, however
+    samplers pad the ranks. The run is left as it is: no gradient reaches the encoder, and the heads, their optimizer
+    and their state live here, in the checkpoint under this callback's name.
 
-    Logs, as fractions: ``linear_probe/top1`` and, with more than 5 classes, ``linear_probe/top5`` on the validation
-    loader (``linear_probe/top1/0``, ``/1``, ..., or ``/key`` of a mapping, where there are several);
-    ``linear_probe/train_top1`` over the epoch's training views, scored before learning from them; ``linear_probe/lr``,
-    the reporting head's learning rate; with ``data``, ``linear_probe/transfer_top1``, ``transfer_top5`` and
-    ``transfer_l2``.
+    Logs, as fractions: ``linear_probe/top1``, ``lda/top1`` or ``linear_evaluation/top1`` and, with more than 5 classes,
+    ``.../top5`` on the validation loader (``.../top1/0``, ``/1``, ..., or ``/key`` of a mapping, where there are
+    several). Of "sgd" also ``linear_probe/train_top1`` over the epoch's training views, scored before learning from
+    them, and ``linear_probe/lr``, the reporting head's learning rate; with ``data``, ``linear_probe/transfer_top1``,
+    ``transfer_top5`` and ``transfer_l2``. Of "logistic" also ``linear_evaluation/l2`` and ``l2_at_edge``, 1 where the
+    chosen strength is the grid's first or last: a wider grid might do better.
 
     Args:
-        num_classes: Classes of the labels that ``training_step`` and ``validation_step`` return. None trains no heads
-            and needs no labels there: for measuring ``data`` alone.
-        learning_rates: One head each; features are standardised first, so that they suit any encoder.
-        momentum: Of the heads' SGD.
-        weight_decay: Of the heads' SGD.
-        data: Another labelled data module, of ``contrastive.data``: transfer to it is measured by linear evaluation on
-            frozen features (``contrastive.evaluation.linear_evaluation``), after validation, or after the training
-            epoch where there is no validation. The trainer need not know it.
-        every_n_epochs: How often ``data`` is measured; the last epoch is measured too.
-        name: The metrics' prefix, and the checkpoint's key: give each probe of a run its own.
+        num_classes: Classes of the labels. None asks the data module or else the labels, but for "sgd": there None
+            trains no heads and needs no labels, for measuring ``data`` alone.
+        solver: See above.
+        learning_rates: Of "sgd": one head each; features are standardised first, so that they suit any encoder.
+        momentum: Of "sgd".
+        weight_decay: Of "sgd".
+        l2: Of "logistic": the grid of strengths.
+        bank: Of "lda" and "logistic": loader of the labelled bank's images, batches as in training; by default the
+            ``bank_dataloader()`` of the data module the run is trained on. Over ranks it may be sharded or not.
+        data: Of "sgd": another labelled data module, of ``contrastive.data``: transfer to it is measured by linear
+            evaluation on frozen features (``contrastive.evaluation.linear_evaluation``), after validation, or after
+            the training epoch where there is no validation. The trainer need not know it.
+        every_n_epochs: How often the bank is fitted, and how often ``data`` is measured; the last epoch is, too.
+        layer: A submodule, by its name in ``named_modules()``, whose outputs in the steps are the features; so any
+            LightningModule can be watched as it is, whatever its steps return. Calls follow each other as views;
+            tokens [B, T, D] and maps [B, D, H, W] are averaged to [B, D]; of a tuple the first tensor counts. Labels,
+            and an index if there is one, come from the batch: a mapping with "label" or "labels" and "index", or
+            (images, labels). The bank's images, "image" or "images" or the first of the tuple, go through
+            ``module(images)``. The layer is read through a hook, which splits a compiled network's graph there.
+        labels: With ``layer``: a function of the batch that returns its labels, int [B], where they lie elsewhere.
+        name: The metrics' prefix, and the checkpoint's key: give each probe of a run its own. By default the
+            solver's: "linear_probe", "lda", "linear_evaluation".
     """
 
     def __init__(
         self,
         num_classes: int | None = None,
         *,
+        solver: Literal["sgd", "lda", "logistic"] = "sgd",
         learning_rates: Sequence[float] = LEARNING_RATES,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        l2: Sequence[float] = L2_GRID,
+        bank: Iterable[Any] | None = None,
         data: pl.LightningDataModule | None = None,
         every_n_epochs: int = 1,
-        name: str = "linear_probe",
+        layer: str | None = None,
+        labels: Callable[[Any], Tensor] | None = None,
+        name: str | None = None,
     ) -> None:
-        if num_classes is None and data is None:
+        if solver not in NAMES:
+            raise ValueError(f"solver = {solver!r} is none of {', '.join(map(repr, NAMES))}.")
+        super().__init__(NAMES[solver] if name is None else name, layer, labels)
+        if solver == "sgd" and num_classes is None and data is None:
             raise ValueError("LinearProbe needs num_classes, the classes of the training labels, or data, or both.")
+        if (bank if solver == "sgd" else data) is not None:
+            raise ValueError(
+                f"LinearProbe(solver={solver!r}) has no use for {'bank' if solver == 'sgd' else 'data'}=. 'sgd' learns "
+                "from training views and may measure transfer to data=; 'lda' and 'logistic' are fitted on bank=."
+            )
+        self.solver = solver
+        self.num_classes = num_classes
         self.heads = (
-            None
-            if num_classes is None
-            else LinearHeads(num_classes, learning_rates, momentum=momentum, weight_decay=weight_decay)
+            LinearHeads(num_classes, learning_rates, momentum=momentum, weight_decay=weight_decay)
+            if solver == "sgd" and num_classes is not None
+            else None
         )
+        self.l2 = tuple(l2)
+        self.bank = bank
         self.transfer = None if data is None else Transfer(data)
         self.every_n_epochs = check_every_n_epochs(every_n_epochs)
-        self.name = name
         self._train_counts: Tensor | None = None  # right and all rows of this epoch
-        self._tallies: dict[str, Tally] = {}
         self._measured_epoch: int | None = None
 
     @property
@@ -78,10 +114,20 @@ class LinearProbe(pl.Callback):
         """The checkpoint's key."""
         return f"{type(self).__name__}[{self.name}]"
 
+    def reads(self, hook: str, batch_idx: int) -> bool:
+        """Training batches to learn from, validation batches to score."""
+        return self.heads is not None or (self.solver != "sgd" and hook == "validation_step")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that there is a bank, if one is needed."""
+        super().on_fit_start(trainer, pl_module)
+        if self.solver != "sgd":
+            bank_loader(trainer, self.bank, reader="LinearProbe")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check that there will be something to score, and get ``data`` ready."""
+        """Get heads and ``data`` ready."""
+        super().on_train_start(trainer, pl_module)
         if self.heads is not None:
-            require_validation(trainer, "LinearProbe")
             self.heads.to(pl_module.device)
         if self.transfer is not None:
             self.transfer.prepare(trainer)
@@ -96,7 +142,7 @@ class LinearProbe(pl.Callback):
         """Score the heads on this batch's views, then train them on it."""
         if self.heads is None or was_skipped(outputs, pl_module):
             return
-        watched = read_step(outputs, NEEDS, reader="LinearProbe", hook="training_step", module=pl_module)
+        watched = self.read(outputs, batch, ("features", "labels"), hook="training_step", module=pl_module)
         counts = torch.stack(self.heads.update(watched.features, watched.labels_of_rows))
         self._train_counts = counts if self._train_counts is None else self._train_counts + counts
 
@@ -112,46 +158,37 @@ class LinearProbe(pl.Callback):
         if self._measured_epoch != trainer.current_epoch:
             self._measure_transfer(trainer, pl_module)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the counts of every loader."""
-        self._tallies = {}
+    def classifier(self, trainer: pl.Trainer, module: pl.LightningModule) -> Classifier | None:
+        """The reporting head, or what is fitted on the bank if its turn has come."""
+        if self.solver != "sgd":
+            return self._fitted(trainer, module) if is_due(trainer, self.every_n_epochs) else None
         if self.heads is None or trainer.sanity_checking:
-            return
+            return None
         if not self.heads.is_trained:
             rank_zero_warn("LinearProbe scores nothing, being untrained: validate a checkpoint of a run that had it.")
-            return
-        self.heads.to(pl_module.device)
-        for suffix, loader in validation_loaders(trainer).items():
-            self._tallies[suffix] = Tally(loader, pl_module.device)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Score the reporting head on this batch."""
-        if self.heads is None:
-            return
-        watched = read_step(outputs, NEEDS, reader="LinearProbe", hook="validation_step", module=pl_module)
-        if self._tallies:
-            tally = list(self._tallies.values())[dataloader_idx]
-            labels = watched.labels_of_rows
-            tally.add(top_hits(self.heads.logits(watched.features), labels), labels, watched.index)
+            return None
+        self.heads.to(module.device)
+        return Classifier(self.heads.logits, self.heads.num_classes)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the accuracies, and measure ``data``."""
-        if self.heads is not None:
-            log_accuracies(pl_module, self._tallies, self.name, self.heads.num_classes)
+        super().on_validation_epoch_end(trainer, pl_module)
         self._measure_transfer(trainer, pl_module)
+
+    def _fitted(self, trainer: pl.Trainer, module: pl.LightningModule) -> Classifier | None:
+        gather = self.solver == "logistic"  # LDA is fitted from sums over ranks
+        bank = bank_features(
+            trainer, module, self.bank, reader="LinearProbe", name=self.name, layer=self.layer, gather=gather
+        )
+        if bank is None:
+            return None
+        num_classes = num_classes_of(trainer, bank) if self.num_classes is None else self.num_classes
+        return fit_logistic(bank, num_classes, self.l2) if gather else fit_lda(bank, num_classes)
 
     def _measure_transfer(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.transfer is None or not is_due(trainer, self.every_n_epochs):
             return
-        values = self.transfer.measure(trainer, module)
+        values = self.transfer.measure(trainer, module, self.layer)
         log_epoch(module, {f"{self.name}/{key}": value for key, value in values.items()})
         self._measured_epoch = trainer.current_epoch
 

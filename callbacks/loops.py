@@ -5,10 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-
-from contrastive.evaluation import Features, eval_mode, extract_features
 
 
 def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
@@ -62,14 +59,6 @@ def validation_loaders(trainer: pl.Trainer) -> dict[str, Any]:
     keys = list(combined.iterables) if isinstance(combined.iterables, Mapping) else []
     names = keys if len(keys) == len(combined.flattened) else range(len(combined.flattened))
     return {f"/{name}": loader for name, loader in zip(names, combined.flattened, strict=True)}
-
-
-def frozen_features(trainer: pl.Trainer, module: pl.LightningModule, loader: Any) -> Features:
-    """Features of a loader's images by the module as it stands: in evaluation mode and the run's precision, every
-    module's mode and the global random state (from which an ordinary DataLoader draws) left as found.
-    """
-    with isolate_rng(), eval_mode(module), trainer.precision_plugin.forward_context():
-        return extract_features(module, loader, device=module.device)
 
 
 def log_epoch(module: pl.LightningModule, values: Mapping[str, Tensor], *, prog_bar: bool = False) -> None:

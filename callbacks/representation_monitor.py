@@ -7,8 +7,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from contrastive.callbacks.contract import read_step, was_skipped
+from contrastive.callbacks.contract import was_skipped
 from contrastive.callbacks.loops import log_epoch
+from contrastive.callbacks.watcher import Watcher
 from contrastive.evaluation import alignment, effective_rank, feature_std, gather_rows, uniformity
 
 COLLAPSED_STD = 0.05
@@ -18,7 +19,7 @@ class CollapseWarning(UserWarning):
     """The encoder gives nearly the same features for every image."""
 
 
-class RepresentationMonitor(pl.Callback):
+class RepresentationMonitor(Watcher):
     """Log what training features show without labels, and warn once if they have collapsed.
 
     Measured on the first batch of every epoch and every n-th after it, over the images of all ranks; logged are the
@@ -41,9 +42,14 @@ class RepresentationMonitor(pl.Callback):
         collapsed_std: Warn where ``feature_std`` or ``projection_std`` is lower. The mean cosine
             similarity of two images is then above 1 - collapsed_std**2, 0.9975: a network so far gone hardly tells
             images apart, while untrained ones lie far above.
+        layer: A submodule whose outputs in ``training_step`` are the features, as in ``LinearProbe``; how many views
+            they are of shows in the batch, whose first tensor has a row an image.
     """
 
-    def __init__(self, *, every_n_steps: int = 100, collapsed_std: float = COLLAPSED_STD) -> None:
+    def __init__(
+        self, *, every_n_steps: int = 100, collapsed_std: float = COLLAPSED_STD, layer: str | None = None
+    ) -> None:
+        super().__init__("collapse", layer)
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps = {every_n_steps} must be 1 or more.")
         self.every_n_steps = every_n_steps
@@ -52,18 +58,21 @@ class RepresentationMonitor(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new run may warn again."""
+        super().on_fit_start(trainer, pl_module)
         self._has_warned = False
+
+    def reads(self, hook: str, batch_idx: int) -> bool:
+        """Training batches whose turn has come."""
+        return hook == "training_step" and batch_idx % self.every_n_steps == 0
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure this batch, if its turn has come."""
-        if batch_idx % self.every_n_steps or was_skipped(outputs, pl_module):
+        if not self.reads("training_step", batch_idx) or was_skipped(outputs, pl_module):
             return
-        watched = read_step(
-            outputs, ("features",), reader="RepresentationMonitor", hook="training_step", module=pl_module
-        )
+        watched = self.read(outputs, batch, ("features",), hook="training_step", module=pl_module)
         with torch.autocast(watched.features.device.type, enabled=False):
             per_image = watched.features.float().unflatten(0, (watched.num_views, -1)).transpose(0, 1)  # [B, V, D]
             per_image = gather_rows(per_image.contiguous())
@@ -74,7 +83,7 @@ class RepresentationMonitor(pl.Callback):
             if watched.projections is not None:
                 projections = gather_rows(watched.projections.float().contiguous())
                 values["projection_std"] = feature_std(projections[projections.isfinite().all(1)])
-        log_epoch(pl_module, {f"collapse/{key}": value for key, value in values.items()})
+        log_epoch(pl_module, {f"{self.name}/{key}": value for key, value in values.items()})
         for what in ("feature", "projection"):
             if f"{what}_std" in values:
                 self._warn_once(trainer, f"{what.capitalize()}s", float(values[f"{what}_std"]), len(per_image))

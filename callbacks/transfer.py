@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from contrastive.callbacks.loops import frozen_features
+from contrastive.callbacks.bank import are_finite, frozen_features
+from contrastive.callbacks.layer import Layer
 from contrastive.evaluation import from_rank_zero, linear_evaluation
 
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # a curve over the epochs needs no finer choice
@@ -46,16 +46,15 @@ class Transfer:
             self.data.setup("fit")
         self._is_ready = True
 
-    def measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Tensor]:
+    def measure(self, trainer: pl.Trainer, module: pl.LightningModule, layer: Layer | None) -> dict[str, Tensor]:
         """``transfer_top1``, ``transfer_top5`` where there are more than 5 classes, and the strength chosen.
 
         Empty, with a warning, where features are not finite.
         """
         self.prepare(trainer)
-        train = frozen_features(trainer, module, self.data.bank_dataloader())
-        test = frozen_features(trainer, module, _only(self.data.val_dataloader()))
-        if not bool(train.features.isfinite().all() & test.features.isfinite().all()):
-            rank_zero_warn(f"Transfer was not measured in epoch {trainer.current_epoch}: features are not finite.")
+        loaders = self.data.bank_dataloader(), _only(self.data.val_dataloader())
+        train, test = (frozen_features(trainer, module, loader, layer=layer) for loader in loaders)
+        if not all(are_finite(features, "Transfer", trainer.current_epoch) for features in (train, test)):
             return {}
         result = linear_evaluation(train, test, num_classes=self.data.num_classes, l2=L2_GRID, tolerance=1e-3)
         values = {"transfer_top1": result.top1, "transfer_l2": result.l2}
