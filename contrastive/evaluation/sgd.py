@@ -103,11 +103,14 @@ class SGDHeads:
             return
         with torch.autocast(features.device.type, enabled=False):
             rows = self._rows(features, training=True)
-            gradient = softmax_residuals(self._logits(rows), labels).flatten(1).T @ rows / len(labels)  # [HC, D+1]
-            change = self._adapted(gradient.view_as(self.weights))
-            self._velocity = self.momentum * self._velocity + change
-            change = change + self.momentum * self._velocity if self.nesterov else self._velocity
-            self.weights = self.weights - share * self.learning_rates * change
+            residuals = softmax_residuals(self._logits(rows), labels).div_(len(labels))
+            change = self._adapted((residuals.flatten(1).T @ rows).view_as(self.weights))
+            self._velocity.mul_(self.momentum).add_(change)
+            if self.nesterov:
+                change.add_(self._velocity, alpha=self.momentum)
+            else:
+                change = self._velocity
+            self.weights.addcmul_(self.learning_rates, change, value=-share)
 
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N H C"]:
@@ -135,14 +138,16 @@ class SGDHeads:
         return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
     def _adapted(self, gradient: Tensor) -> Tensor:
-        """The gradient [H, C, D+1] with weight decay and, for LARS, each head's scaled by its norms."""
-        if not self.lars:
-            return gradient + self.weight_decay * self.weights
-        weights = self.weights[..., :-1]
-        change = gradient[..., :-1] + self.weight_decay * weights
-        lengths, changes = weights.flatten(1).norm(dim=1), change.flatten(1).norm(dim=1)  # [H]
-        ratios = (TRUST_COEFFICIENT * lengths / changes).where((lengths > 0) & (changes > 0), 1.0)
-        return torch.cat([ratios[:, None, None] * change, gradient[..., -1:]], dim=-1)
+        """The gradient [H, C, D+1], in place, with weight decay and, for LARS, each head's scaled by its norms."""
+        last = -1 if self.lars else None  # the intercept's column
+        weights, change = self.weights[..., :last], gradient[..., :last]
+        if self.weight_decay > 0:
+            change.add_(weights, alpha=self.weight_decay)
+        if self.lars:
+            lengths, changes = (torch.linalg.vector_norm(t, dim=(1, 2)) for t in (weights, change))  # [H]
+            ratios = (TRUST_COEFFICIENT * lengths / changes).where((lengths > 0) & (changes > 0), 1.0)
+            change.mul_(ratios[:, None, None])
+        return gradient
 
 
 def softmax_residuals(logits: Float[Tensor, "N H C"], labels: Int64[Tensor, " N"]) -> Float[Tensor, "N H C"]:
