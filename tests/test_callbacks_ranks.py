@@ -1,6 +1,5 @@
 """Callbacks under DistributedDataParallel, on real processes: exact counts, equal ranks, an untouched encoder."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,14 @@ from torch import Tensor
 from contrastive.callbacks import KNNProbe, LinearProbe, RepresentationMonitor
 from contrastive.evaluation import effective_rank, feature_std
 from tests.ranks import Ranks
-from tests.watched import Anybodys, PictureData, Seen, quiet
+from tests.watched import Anybodys, PictureData, Seen, as_torchrun, quiet
 
 NUM_VAL = 21  # on two ranks the sampler pads it to 22
 
 
 def fit(folder: Path | None, hidden: frozenset[str], watched: bool) -> dict[str, Any]:
     """Train on this rank, with Lightning's own DistributedSampler."""
-    os.environ |= {  # what torchrun sets
-        "TORCHELASTIC_RUN_ID": "test",
-        "RANK": str(dist.get_rank()),
-        "LOCAL_RANK": str(dist.get_rank()),
-        "WORLD_SIZE": str(dist.get_world_size()),
-        "LOCAL_WORLD_SIZE": str(dist.get_world_size()),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-    }
+    as_torchrun()
     pl.seed_everything(0, verbose=False)
     probe, seen = LinearProbe(6, data=PictureData(train=30, val=(20,), seed=7)), Seen()
     callbacks = [probe, KNNProbe(k=5), RepresentationMonitor(every_n_steps=100)] if watched else []

@@ -3,11 +3,14 @@
 Both draw from the global random state wherever they can, so that a callback that moves it is found out.
 """
 
+import os
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -135,3 +138,113 @@ def quiet(callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
         "num_sanity_val_steps": 0,
     }
     return pl.Trainer(callbacks=list(callbacks), **(defaults | settings))
+
+
+# What ordinary users write: tuples in batches, a torchvision-like backbone, steps that return a loss or nothing
+
+
+class Pairs(Dataset[tuple[Any, int]]):
+    """Pictures as float tensors with their class; for training two noisy views of each."""
+
+    def __init__(self, pictures: Pictures, *, augment: bool) -> None:
+        self.pictures = pictures
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        image = self.pictures.images[number].float() / 128 - 1
+        label = int(self.pictures.labels[number])
+        if not self.augment:
+            return image, label
+        return (image + 0.2 * torch.randn_like(image), image + 0.2 * torch.randn_like(image)), label
+
+
+class PairData(pl.LightningDataModule):
+    """Loaders as Lightning's tutorials have them."""
+
+    def __init__(self, *, train: int = 48, val: int = 21) -> None:
+        super().__init__()
+        self.train, self.val = Pictures(train), Pictures(val, seed=100)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(self.train, augment=True), batch_size=8, shuffle=True)
+
+    def bank(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(self.train, augment=False), batch_size=10)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(self.val, augment=False), batch_size=8)
+
+
+class Backbone(nn.Module):
+    """As torchvision's: attributes in order, a pool, a head."""
+
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.bn1 = nn.GroupNorm(4, 16) if norm is nn.GroupNorm else norm(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(nn.Conv2d(16, WIDTH, 3, padding=1), nn.ReLU(inplace=True))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(WIDTH, 12)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.layer1(self.relu(self.bn1(self.conv1(images))))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(maps), 1))
+        return logits
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """What ``avgpool`` returns, flattened, written out."""
+        maps = self.layer1(torch.relu(self.bn1(self.conv1(images))))
+        return maps.sum((2, 3)) / maps[0, 0].numel()
+
+
+class Somebodys(pl.LightningModule):
+    """A method of two views with a momentum encoder, unchanged for our sake."""
+
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = Backbone(norm)
+        self.momentum_backbone = deepcopy(self.backbone).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.backbone(images)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (first, second), _ = batch
+        loss = self.distance(first, second) + self.distance(second, first)
+        self.log("train_loss", loss)
+        return loss
+
+    def distance(self, view: Tensor, other: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.momentum_backbone(other)
+        return -nn.functional.cosine_similarity(self(view), target).mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_norm", self(batch[0]).norm(), sync_dist=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for slow, fast in zip(self.momentum_backbone.parameters(), self.backbone.parameters(), strict=True):
+            slow.data.lerp_(fast.data, 0.1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def as_torchrun() -> None:
+    """Tell Lightning that this process is one of torchrun's."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(dist.get_rank()),
+        "LOCAL_RANK": str(dist.get_rank()),
+        "WORLD_SIZE": str(dist.get_world_size()),
+        "LOCAL_WORLD_SIZE": str(dist.get_world_size()),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
