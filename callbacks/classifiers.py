@@ -18,6 +18,8 @@ from contrastive.evaluation import (
 )
 from contrastive.evaluation.linear import HELD_OUT
 
+L2_GRID, TOLERANCE = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1), 1e-3  # a curve over the epochs needs no finer choice
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -60,11 +62,11 @@ def fit_logistic(bank: Features, num_classes: int, l2: Sequence[float]) -> Class
     scale = (features - mean).square().mean().sqrt().clamp(min=torch.finfo(features.dtype).tiny)
     features = (features - mean) / scale
     held_out = stratified_split(labels, HELD_OUT, seed=0)
-    candidates = LogisticSweep(l2).fit(features[~held_out], labels[~held_out], num_classes)
+    candidates = LogisticSweep(l2, tolerance=TOLERANCE).fit(features[~held_out], labels[~held_out], num_classes)
     right = (candidates.logits(features[held_out]).argmax(-1) == labels[held_out]).sum(1)
     best = max(zip(right.tolist(), l2, range(len(l2)), strict=True))[2]
     chosen = l2[int(from_rank_zero(right.new_tensor(best)))]
-    final = LogisticSweep([chosen]).fit(features, labels, num_classes)
+    final = LogisticSweep([chosen], tolerance=TOLERANCE).fit(features, labels, num_classes)
     if not bool(candidates.converged.all() & final.converged.all()):
         rank_zero_warn(
             f"Logistic regression stopped short of its optimum at some of l2 = {list(l2)}: leave weaker strengths out.",

@@ -9,13 +9,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from contrastive.callbacks.bank import bank_features, bank_loader, num_classes_of
-from contrastive.callbacks.classifiers import Classifier, fit_lda, fit_logistic
+from contrastive.callbacks.classifiers import L2_GRID, Classifier, fit_lda, fit_logistic
 from contrastive.callbacks.contract import was_skipped
 from contrastive.callbacks.loops import check_every_n_epochs, is_due, log_epoch
 from contrastive.callbacks.transfer import Transfer
 from contrastive.callbacks.watcher import Watcher
 from contrastive.evaluation import LinearHeads
-from contrastive.evaluation.linear import L2_GRID
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 NAMES = {"sgd": "linear_probe", "lda": "lda", "logistic": "linear_evaluation"}

@@ -7,10 +7,9 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from contrastive.callbacks.bank import are_finite, frozen_features
+from contrastive.callbacks.classifiers import L2_GRID, TOLERANCE
 from contrastive.callbacks.layer import Layer
 from contrastive.evaluation import from_rank_zero, linear_evaluation
-
-L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # a curve over the epochs needs no finer choice
 
 
 class Transfer:
@@ -56,7 +55,7 @@ class Transfer:
         train, test = (frozen_features(trainer, module, loader, layer=layer) for loader in loaders)
         if not all(are_finite(features, "Transfer", trainer.current_epoch) for features in (train, test)):
             return {}
-        result = linear_evaluation(train, test, num_classes=self.data.num_classes, l2=L2_GRID, tolerance=1e-3)
+        result = linear_evaluation(train, test, num_classes=self.data.num_classes, l2=L2_GRID, tolerance=TOLERANCE)
         values = {"transfer_top1": result.top1, "transfer_l2": result.l2}
         if result.top5 is not None:
             values["transfer_top5"] = result.top5
