@@ -140,6 +140,13 @@ def test_pixels_are_the_same_whichever_way_they_are_loaded(folder: Path) -> None
     assert manifest(from_dataset(pictures, batch_size=3, image_size=8, num_workers=0), "train").hashes == (
         in_memory.hashes
     )
+    one_size = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(4)]
+    as_squares, as_ragged = (
+        manifest(from_dataset(one_size, batch_size=3, ragged=ragged, num_workers=0), "train")
+        for ragged in (False, True)
+    )
+    assert as_squares.hashes == as_ragged.hashes
+    assert as_squares.digest != as_ragged.digest  # which views treat in another way
     ragged = manifest(folders(folder), "train", by="pixels")
     first = torch.from_numpy(np.array(pictures[0][0])).permute(2, 0, 1).contiguous()
     assert ragged.hashes[0] == hashlib.sha256(b"(3, 8, 12)" + first.numpy().tobytes()).digest()

@@ -191,7 +191,7 @@ def test_labels_that_are_unknown_are_negative_in_a_batch() -> None:
 
 def test_what_is_missing_is_said() -> None:
     task = FrozenTask(Channels(), VIEWS, TensorImages(tiny.images(8), torch.arange(8), batch_size=4))
-    with pytest.raises(ValueError, match=r"^The data set has no validation images to score features on\. Give a fold"):
+    with pytest.raises(ValueError, match=r"^The data set has no validation images to score features on\. Give fold"):
         task.features("val")
     with pytest.raises(ValueError, match=r"^There are 8 training images, fewer than one global batch of 9"):
         epoch(task, batch_size=9)

@@ -14,6 +14,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from contrastive.augmentations import RaggedImages
 from contrastive.data.image_folders import ImageFolders
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, rank_and_world_size
@@ -38,7 +39,7 @@ class Manifest:
         sizes: Bytes of each file, or of each image's pixels.
         files: Paths relative to the split's folder; None where images come from elsewhere.
         labels: int64 [N], negative where unknown; None without labels.
-        reading: How files become pixels, in words.
+        reading: How images come from their files or their data set, in words.
     """
 
     by: By
@@ -113,7 +114,8 @@ def _of_files(data: ImageFolders, split: str, by: By | None) -> Manifest:
 
 
 def _of_pixels(data: ImageData, split: str) -> Manifest:
-    numbers, hashes, sizes, labels = zip(*_of_all_ranks(lambda: list(_hashed_pixels(data, split))), strict=True)
+    found = _of_all_ranks(lambda: list(_hashed_pixels(data, split)))
+    numbers, hashes, sizes, labels, ragged = zip(*found, strict=True)
     return Manifest(
         by="pixels",
         numbers=np.array(numbers),
@@ -121,18 +123,20 @@ def _of_pixels(data: ImageData, split: str) -> Manifest:
         sizes=list(sizes),
         files=getattr(data, f"{split}_files", None),
         labels=None if None in labels else np.array(labels),
+        reading="ragged" if any(ragged) else "",  # views may resize images that come so, and others not
     )
 
 
-def _hashed_pixels(data: ImageData, split: str) -> Iterator[tuple[int, bytes, int, int | None]]:
-    """Number, hash, bytes and label of each of this rank's images."""
+def _hashed_pixels(data: ImageData, split: str) -> Iterator[tuple[int, bytes, int, int | None, bool]]:
+    """Number, hash, bytes and label of each of this rank's images, and whether it came ragged."""
     mine = _share(data.num_images(split), data.numbers(split))
     for batch in data.load(split, mine, data.val_batch_size or data.batch_size, keep_workers=False):
         images, numbers = batch["image"].to("cpu"), batch["index"].tolist()
         labels = batch["label"].tolist() if "label" in batch else [None] * len(numbers)
         for row, (number, label) in enumerate(zip(numbers, labels, strict=True)):
             pixels = images[row].numpy()
-            yield number, _hash(f"{pixels.shape}".encode() + pixels.tobytes()), pixels.nbytes, label
+            digest = _hash(f"{pixels.shape}".encode() + pixels.tobytes())
+            yield number, digest, pixels.nbytes, label, isinstance(images, RaggedImages)
 
 
 def _of_all_ranks(work: Callable[[], list[T]]) -> list[T]:

@@ -1,5 +1,6 @@
 """A labelled data set through a frozen encoder: what an evaluation protocol sees of a run or of a library's model."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 
 from contrastive.augmentations import MakeViews, SampleKey
 from contrastive.data.loaders import EpochLoader
+from contrastive.data.manifest import Manifest, manifest
 from contrastive.data.module import ImageData
-from contrastive.data.samplers import TrainSampler, rank_and_world_size
+from contrastive.data.samplers import TrainSampler
+from contrastive.distributed import rank, world_size
 from contrastive.evaluation.features import Features, eval_mode, extract_features
 from contrastive.evaluation.inputs import wide_features
 from contrastive.evaluation.protocols import AugmentedBatch, Progress
 from contrastive.evaluation.protocols.protocol import Split
-from contrastive.evaluation.ranks import gather_rows
+from contrastive.evaluation.ranks import from_rank_zero, gather_rows
 from contrastive.recipes.recipe import Precision
+from contrastive.runs.feature_cache import CacheWarning, FeatureCache, NotCacheableError, about_features, key_of
 from contrastive.runs.finetuning import crops_and_flips
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -39,6 +43,7 @@ class FrozenTask:
         device: Where images are encoded, and where the features stay.
         precision: Of the encoder's arithmetic; features are float32 in any.
         exclude: Numbers of training images to leave out, such as those that are test images too.
+        cache: Where the features of unaugmented images are kept for later; rank 0 reads and writes there.
         progress: Told how many images are encoded.
     """
 
@@ -51,6 +56,7 @@ class FrozenTask:
         device: torch.device | str = "cpu",
         precision: Precision = "32-true",
         exclude: Int64[Tensor, " E"] | None = None,
+        cache: FeatureCache | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -60,8 +66,10 @@ class FrozenTask:
         self.data = data
         self.precision = precision
         self.exclude = torch.empty(0, dtype=torch.int64) if exclude is None else exclude.cpu()
+        self.cache = cache
         self.progress = progress
         self._kept: dict[tuple[Split, bool], Features] = {}
+        self._manifests: dict[Split, Manifest] = {}
 
     @property
     def num_classes(self) -> int:
@@ -82,6 +90,8 @@ class FrozenTask:
     def features(self, split: Split, *, blocks: bool = False) -> Features:
         """Features of the unaugmented images of a split, but for the excluded ones; extracted once, then kept.
 
+        With a cache, features that it cannot keep are extracted all the same, and a ``CacheWarning`` says why.
+
         Args:
             split: "train" or "val".
             blocks: Whether of all ``inputs``.
@@ -89,9 +99,13 @@ class FrozenTask:
         Raises:
             ValueError: The split has no images.
         """
+        if self.data.num_images(split) == 0:
+            raise ValueError(
+                f"The data set has no {NAMES[split]} images to score features on. Give folders train/ and val/."
+            )
         blocks = blocks and self._wide is not self.encoder
         if (split, blocks) not in self._kept:
-            found = self._extracted(split, blocks)
+            found = self._extracted(split, blocks) if self.cache is None else self._cached(self.cache, split, blocks)
             if split == "train":
                 found = found.rows(~torch.isin(found.index, self.exclude.to(self.device)))
             self._kept[split, blocks] = found
@@ -136,10 +150,33 @@ class FrozenTask:
         every = np.arange(self.data.num_images("train")) if numbers is None else numbers
         return every[~np.isin(every, self.exclude.numpy())]
 
+    def _cached(self, cache: FeatureCache, split: Split, blocks: bool) -> Features:
+        if split not in self._manifests:
+            self._manifests[split] = manifest(self.data, split)
+        try:
+            about = about_features(
+                self.encoder,
+                self.make_views,
+                self._manifests[split],
+                device=self.device,
+                precision=self.precision,
+                split=split,
+                blocks=blocks,
+            )
+        except NotCacheableError as error:
+            warnings.warn(f"Features of {NAMES[split]} images are not kept: {error}", CacheWarning, stacklevel=2)
+            return self._extracted(split, blocks)
+        key = key_of(about)
+        found = _from_rank_zero(cache.read(key, self.device) if rank() == 0 else None, self.device)
+        if found is None:
+            found = self._extracted(split, blocks)
+            if rank() == 0:
+                cache.write(key, found, about)
+        return found
+
     def _extracted(self, split: Split, blocks: bool) -> Features:
         loader = self.data.bank_dataloader() if split == "train" else self.data.val_dataloader()
-        if isinstance(loader, list):
-            raise ValueError("The data set has no validation images to score features on. Give a folder val/ or test/.")
+        assert not isinstance(loader, list)  # there are images
 
         def encode(images: Any) -> Tensor:
             return self._encode(self.make_views.evaluation_view(images), blocks)
@@ -161,12 +198,27 @@ class FrozenTask:
 
     def _told(self, loader: EpochLoader, split: Split) -> Iterator[Mapping[str, Any]]:
         """The loader's batches; the other ranks are taken to be as far as this one."""
-        done, total, world_size = 0, self.data.num_images(split), rank_and_world_size()[1]
+        done, total = 0, self.data.num_images(split)
         for batch in loader:
             yield batch
-            done = min(total, done + len(batch["index"]) * world_size)
+            done = min(total, done + len(batch["index"]) * world_size())
             if self.progress is not None:
                 self.progress(f"{NAMES[split]} images", done, total)
+
+
+def _from_rank_zero(found: Features | None, device: torch.device) -> Features | None:
+    """Rank 0's features on every rank; None if it has none."""
+    if world_size() == 1:
+        return found
+    shape = [0, 0, 0] if found is None else [*found.features.shape, found.labels is not None]
+    num_images, width, labelled = from_rank_zero(torch.tensor(shape, device=device)).tolist()
+    if num_images == 0:
+        return None
+    if found is None:
+        numbers = torch.empty(num_images, dtype=torch.int64, device=device)
+        found = Features(torch.empty(num_images, width, device=device), numbers if labelled else None, numbers)
+    labels = None if found.labels is None else from_rank_zero(found.labels)
+    return Features(from_rank_zero(found.features), labels, from_rank_zero(found.index))
 
 
 class SharedBatches(TrainSampler):
@@ -186,9 +238,8 @@ class SharedBatches(TrainSampler):
 
     def __init__(self, numbers: NDArray[np.int64], batch_size: int, *, seed: int) -> None:
         super().__init__(len(numbers), batch_size, seed=seed, numbers=numbers)
-        rank, world_size = rank_and_world_size()
-        self.first = rank * batch_size // world_size
-        self.share = (rank + 1) * batch_size // world_size - self.first
+        self.first = rank() * batch_size // world_size()
+        self.share = (rank() + 1) * batch_size // world_size() - self.first
         self.num_loaded = max(1, self.share)
 
     def __iter__(self) -> Iterator[int]:
