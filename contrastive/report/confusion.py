@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_VALUES, MOST_NAMES = 20, 50  # classes up to which cells have numbers, and rows have names
 BEST_AND_WORST = 25  # classes of each that the bars show, where there are more than MOST_NAMES
 LONGEST_NAME = 28  # characters
+LETTER = 0.07  # inches of a class's name at the matrix's size
 NORMAL_975 = 1.959963984540054  # the normal distribution's quantile at 97.5 %
 ABSENT = "0.8"  # grey
 FAINT = 0.35  # the colour of a share is that of its power: a hundredth is as dark as a fifth would be
@@ -44,8 +45,10 @@ def save_confusion(confusion: Int64[Tensor, "C C"], classes: Sequence[str], file
     shares = row_shares(counts)
     num_classes = len(counts)
     side = _side(num_classes)
-    width = 1.08 * side + 2.4  # names, and the colours beside
-    figure = blank_figure(width, side + 1.4)
+    names = [drawable(name, number) for number, name in enumerate(classes)] if num_classes <= MOST_NAMES else []
+    room = LETTER * max(map(len, names), default=8)
+    width = 1.08 * side + room + 1.4  # the colours and their percentages are beside
+    figure = blank_figure(width, side + room + 1.0)
     axes = figure.subplots()
     axes.set_facecolor(ABSENT)
     few = num_classes <= MOST_VALUES
@@ -55,7 +58,7 @@ def save_confusion(confusion: Int64[Tensor, "C C"], classes: Sequence[str], file
     bar = figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.02)
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1] if not few else [0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels([f"{100 * tick:g} %" for tick in bar.get_ticks()], fontsize=8)
-    _name_axes(axes, classes, absent=not counts.sum(1).all())
+    _name_axes(axes, names, absent=not counts.sum(1).all())
     if few:
         digits = 1 if num_classes <= MOST_VALUES // 2 else 0
         for (row, column), share in np.ndenumerate(shares):
@@ -88,15 +91,16 @@ def save_per_class(
     accuracy = {number: num_correct[number] / num_test[number] for number in known}
     ranked = sorted(known, key=lambda number: -accuracy[number])  # of equal ones the first class comes first
     shown: list[int | None] = list(ranked)
-    note = "95 % intervals: Wilson"
+    notes = ["accuracy of each class, with 95 % intervals (Wilson)"]
     if len(ranked) > MOST_NAMES:
         shown = [*ranked[:BEST_AND_WORST], None, *ranked[-BEST_AND_WORST:]]
-        note = f"the {BEST_AND_WORST} best and the {BEST_AND_WORST} worst of {len(ranked):,} classes; {note}"
+        notes.append(f"the {BEST_AND_WORST} best and the {BEST_AND_WORST} worst of {len(ranked):,} classes")
     if len(known) < len(num_test):
-        note += f"; {len(num_test) - len(known):,} classes have no test image"
+        absent = len(num_test) - len(known)
+        notes.append(f"{absent:,} class{' has' if absent == 1 else 'es have'} no test image")
 
     width = 7.5
-    figure = blank_figure(width, 0.19 * len(shown) + 1.6)
+    figure = blank_figure(width, 0.19 * len(shown) + 1.4 + 0.15 * len(notes))
     axes = figure.subplots()
     places = [place for place, number in enumerate(shown) if number is not None]
     numbers = [number for number in shown if number is not None]
@@ -118,12 +122,12 @@ def save_per_class(
     beside.tick_params(length=0)
     beside.spines[:].set_visible(False)
     axes.set(xlim=(0, 100), ylim=(len(shown) - 0.4, -0.6))
-    axes.set_xlabel(f"accuracy (%); {note}", fontsize=8)
+    axes.set_xlabel("accuracy (%)", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(_titled(title, "accuracy of each class", width), fontsize=10, parse_math=False)
+    figure.suptitle(_titled(title, "\n".join(notes), width), fontsize=10, parse_math=False)
     _save(figure, file)
 
 
@@ -179,18 +183,14 @@ def _side(num_classes: int) -> float:
     return max(2, math.ceil(900 / num_classes)) * num_classes / DOTS_PER_INCH + 0.3
 
 
-def _name_axes(axes: "Axes", classes: Sequence[str], *, absent: bool) -> None:
-    grey = "; grey: no test image" if absent else ""
-    if len(classes) <= MOST_NAMES:
-        names = [drawable(name, number) for number, name in enumerate(classes)]
+def _name_axes(axes: "Axes", names: Sequence[str], *, absent: bool) -> None:
+    by_number = "" if names else ", by number"
+    axes.set_xlabel(f"taken for{by_number}", fontsize=9)
+    axes.set_ylabel(f"class{by_number}{'; grey: no test image' if absent else ''}", fontsize=9)
+    axes.tick_params(labelsize=8)
+    if names:
         axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90, parse_math=False)
         axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-        axes.set_xlabel("taken for", fontsize=9)
-        axes.set_ylabel(f"class{grey}", fontsize=9)
-    else:
-        axes.set_xlabel("taken for, by number of the class", fontsize=9)
-        axes.set_ylabel(f"class, by number{grey}", fontsize=9)
-        axes.tick_params(labelsize=8)
 
 
 def _titled(title: str, below: str, width: float) -> str:

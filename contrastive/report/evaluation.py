@@ -28,6 +28,7 @@ OF_CLASSES = re.compile(r"(fgvc)?aircrafts?|(oxford)?(iiit)?pets?|caltech101|(ox
 MULTI_LABEL = re.compile(r"(pascal)?voc((20)?\d\d)?")
 
 AT_EDGE = "* Chosen at the edge of its grid: a wider grid might do better. Widen it before you compare."
+SIGNS = re.compile(r"(?P<url>https?://[^\s,;<>()]*[^\s,;<>().])|[\\`*_{}\[\]<>|#~$&]")
 DATA_SETS_A_TABLE = 3  # side by side in 80 columns
 PICTURES = "evaluation"  # the folder beside evaluation.md
 TRANSFER = "accuracy in percent, by the metric customary for each data set"
@@ -211,7 +212,7 @@ def _about(data: DataSet) -> list[str]:
     if any(result.spread(score) is not None for result in results for score in result.scores):
         lines.append("Over draws: standard deviation over the draws within a seed.")
     if data.duplicates_removed:
-        lines.append(f"{data.duplicates_removed:,} duplicates were left out.")
+        lines.append(f"{data.duplicates_removed:,} training images are test images too and were left out.")
     if any(map(_edges, results)):
         lines.append(AT_EDGE)
     return lines + [f"{result.protocol}: {caveat}" for result in results for caveat in caveats(result)]
@@ -288,8 +289,8 @@ def _md_data_set(record: EvaluationRecord, data: DataSet, folder: Path) -> list[
     extraction = None if data.extraction_seconds is None else f"{data.extraction_seconds:,.1f} s"
     facts = {
         "images": f"{data.num_train:,} for training, {data.num_test:,} for testing, {len(data.classes):,} classes",
-        "left out as duplicates": f"{data.duplicates_removed:,}" if data.duplicates_removed else None,
-        "folder": data.root,
+        "training images that are test images too": _left_out(data),
+        "folder": data.root or None,
         "files, SHA-256 of their list": data.manifest_sha256,
         "what the encoder sees": data.transform,
         "features took": extraction,
@@ -303,6 +304,12 @@ def _md_data_set(record: EvaluationRecord, data: DataSet, folder: Path) -> list[
             if file.exists():
                 parts.append(f"![{_md(result.protocol)}, {kind}]({PICTURES}/{file.name})")
     return parts
+
+
+def _left_out(data: DataSet) -> str:
+    if data.duplicates_removed is None:
+        return "nobody looked for any"
+    return f"{data.duplicates_removed:,}, left out" if data.duplicates_removed else "none"
 
 
 def _md_protocol(result: ProtocolResult) -> str:
@@ -357,9 +364,9 @@ def _md_table(rows: Sequence[Row]) -> str:
 
 
 def _md(text: str, *, newline: str = " ") -> str:
-    """A text whose signs Markdown takes for nothing else, on one line."""
+    """A text whose signs Markdown takes for nothing else, on one line; addresses become links."""
     lines = (" ".join(line.split()) for line in text.splitlines())
-    return newline.join(re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", line) for line in lines)
+    return newline.join(SIGNS.sub(lambda sign: f"<{sign[0]}>" if sign["url"] else f"\\{sign[0]}", one) for one in lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -381,5 +388,5 @@ def _save_pictures(record: EvaluationRecord, data: DataSet, result: ProtocolResu
 def _picture(record: EvaluationRecord, data: DataSet, result: ProtocolResult, folder: Path, kind: str) -> Path:
     """Of other weights or images the file is another one, so that a page that was put aside keeps its pictures."""
     of = hashlib.sha256(repr((record.encoder.weights_sha256, data.identity)).encode()).hexdigest()[:8]
-    name = re.sub(r"[^\w.-]+", "-", f"{data.name}-{result.protocol}")
+    name = re.sub(r"[^\w.-]+", "-", f"{data.name[:80]}-{result.protocol}")
     return folder / PICTURES / f"{name}-{of}-{kind}.png"

@@ -109,7 +109,7 @@ class Trial:
             "chosen": plain(found.chosen),
             "at_edge": plain(found.at_edge),
             "details": plain(found.details),
-            "per_class": None if counts is None else {**asdict(counts), "accuracy": plain(counts.accuracy)},
+            "per_class": None if counts is None else plain({**asdict(counts), "accuracy": counts.accuracy}),
             "confusion": None if confusion is None or len(confusion) > MOST_CLASSES else confusion.tolist(),
         }
 
@@ -210,11 +210,12 @@ class DataSet:
 
     Attributes:
         name: As people call it; says which metric is customary.
-        root: Where its images lie.
+        root: Where its images lie; empty where they are drawn.
         num_train: Training images, labelled or not.
         num_test: Test images.
         classes: Their names, in the order of the labels.
-        duplicates_removed: Images that were left out because another is the same.
+        duplicates_removed: Training images that were left out because a test image is the same; None where nobody
+            looked for them.
         manifest_sha256: Of the list of its files.
         transform: What an image goes through before the encoder, in words.
         extraction_seconds: What its features took; None where they were there already.
@@ -226,16 +227,16 @@ class DataSet:
     num_train: int
     num_test: int
     classes: tuple[str, ...]
-    duplicates_removed: int
+    duplicates_removed: int | None
     manifest_sha256: str
     transform: str
     extraction_seconds: float | None = None
     results: tuple[ProtocolResult, ...] = ()
 
     @property
-    def identity(self) -> tuple[str, str, int, int]:
+    def identity(self) -> tuple[str | int | None, ...]:
         """Scores are compared only where this is the same."""
-        return self.manifest_sha256, self.transform, self.num_train, self.num_test
+        return self.manifest_sha256, self.transform, self.num_train, self.num_test, self.duplicates_removed
 
     def to_json(self) -> dict[str, Any]:
         """In plain values."""
