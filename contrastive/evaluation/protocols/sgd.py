@@ -259,7 +259,7 @@ MOCO_V2 = SGDProtocol(
     batch_size=256,
     learning_rates=(30.0,),
     base_batch_size=None,
-    schedule=Schedule(drops=(0.6, 0.8), by_epoch=True),
+    schedule=Schedule(drops=(0.6, 0.8)),
 )
 
 MOCO_V3 = SGDProtocol(
