@@ -143,11 +143,12 @@ def test_reasons_to_doubt_a_number_stand_beneath_it() -> None:
     ]
     assert caveats(result("coin", evaluation(details={"converged": True}))) == []
     assert caveats(result("coin", doubtful)) == expected
-    found = record(data_set("shapes", result("coin", doubtful), duplicates_removed=1234))
+    found = record(data_set("shapes", result("coin", doubtful, doubtful), duplicates_removed=1234))
     text = " ".join(line.strip() for line in seen(found))
     assert all(f"coin: {caveat}" in text for caveat in expected)
     assert "1,234 training images are test images too and were left out." in text
     assert re.search(r"top-1 % +NaN ", text)
+    assert "NaN ±" not in text
 
 
 def test_names_are_no_markup() -> None:
