@@ -346,6 +346,15 @@ def test_a_second_task_reads_what_the_first_one_kept_and_encodes_nothing(tmp_pat
     assert equal(again["train"], wanted["train"].rows(kept))  # what is left out is not part of the key
 
 
+def test_a_manifest_that_is_known_already_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, encoder, data = FeatureCache(tmp_path), tiny.ConvEncoder(), tiny.data(20)
+    known = {split: manifest(data, split) for split in ("train", "val")}
+    wanted = FrozenTask(encoder, VIEWS, data, cache=cache).features("val")
+    monkeypatch.delattr("contrastive.runs.frozen.manifest")
+    encoder.register_forward_hook(lambda *_: pytest.fail("encoded again"))
+    assert equal(FrozenTask(encoder, VIEWS, data, cache=cache, manifests=known).features("val"), wanted)
+
+
 def test_a_damaged_file_is_reported_and_written_anew(tmp_path: Path) -> None:
     cache, encoder = FeatureCache(tmp_path), tiny.ConvEncoder()
     wanted = FrozenTask(encoder, VIEWS, tiny.data(20), cache=cache).features("val")

@@ -44,6 +44,7 @@ class FrozenTask:
         precision: Of the encoder's arithmetic; features are float32 in any.
         exclude: Numbers of training images to leave out, such as those that are test images too.
         cache: Where the features of unaugmented images are kept for later; rank 0 reads and writes there.
+        manifests: Of the splits, for the cache's keys, where they are known already.
         progress: Told how many images are encoded.
     """
 
@@ -57,6 +58,7 @@ class FrozenTask:
         precision: Precision = "32-true",
         exclude: Int64[Tensor, " E"] | None = None,
         cache: FeatureCache | None = None,
+        manifests: Mapping[str, Manifest] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -69,7 +71,7 @@ class FrozenTask:
         self.cache = cache
         self.progress = progress
         self._kept: dict[tuple[Split, bool], Features] = {}
-        self._manifests: dict[Split, Manifest] = {}
+        self._manifests: dict[str, Manifest] = dict(manifests or {})
 
     @property
     def num_classes(self) -> int:
