@@ -3,7 +3,6 @@
 from contrastive.evaluation.closed_form import LinearClassifier as LinearClassifier
 from contrastive.evaluation.closed_form import lda as lda
 from contrastive.evaluation.closed_form import ridge as ridge
-from contrastive.evaluation.closed_form import ridge_evaluation as ridge_evaluation
 from contrastive.evaluation.clusters import ClusterScores as ClusterScores
 from contrastive.evaluation.clusters import adjusted_rand_index as adjusted_rand_index
 from contrastive.evaluation.clusters import cluster as cluster
@@ -21,6 +20,7 @@ from contrastive.evaluation.knn import top_hits as top_hits
 from contrastive.evaluation.linear import LinearEvaluation as LinearEvaluation
 from contrastive.evaluation.linear import NotConvergedWarning as NotConvergedWarning
 from contrastive.evaluation.linear import linear_evaluation as linear_evaluation
+from contrastive.evaluation.linear import ridge_evaluation as ridge_evaluation
 from contrastive.evaluation.linear import stratified_split as stratified_split
 from contrastive.evaluation.logistic import LogisticSolutions as LogisticSolutions
 from contrastive.evaluation.logistic import LogisticSweep as LogisticSweep

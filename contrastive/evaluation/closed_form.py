@@ -15,8 +15,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from contrastive.evaluation.features import Features
-from contrastive.evaluation.linear import HELD_OUT, L2_GRID, LinearEvaluation, labelled_and_scaled, stratified_split
 from contrastive.evaluation.moments import ROWS_PER_BLOCK, scatter
 from contrastive.evaluation.ranks import sum_over_ranks
 
@@ -149,40 +147,6 @@ def ridge(
         slopes = projected / (spectrum.clamp(min=0) + strength) @ rotation.mT
         found.append(classes.classifier(slopes, classes.shares - slopes @ classes.mean))
     return found
-
-
-def ridge_evaluation(
-    train: Features,
-    test: Features,
-    *,
-    num_classes: int | None = None,
-    l2: Sequence[float] = L2_GRID,
-    seed: int = 0,
-) -> LinearEvaluation:
-    """``linear_evaluation`` with ridge regression: the same split, scaling and choice of a strength.
-
-    The result's ``excess_loss`` is 0: the optimum is exact.
-
-    Raises:
-        ValueError: See ``linear_evaluation``.
-    """
-    features, labels, test_features, test_labels, num_classes = labelled_and_scaled(train, test, num_classes)
-    held_out = stratified_split(labels, HELD_OUT, seed=seed)
-    candidates = ridge(features[~held_out], labels[~held_out], num_classes, l2)
-    accuracies = [candidate.accuracy(features[held_out], labels[held_out]) for candidate in candidates]
-    chosen = max(zip(accuracies, l2, strict=True))[1]
-    (final,) = ridge(features, labels, num_classes, [chosen])
-    return LinearEvaluation(
-        top1=final.accuracy(test_features, test_labels),
-        top5=final.accuracy(test_features, test_labels, k=5) if num_classes > 5 else None,
-        l2=chosen,
-        l2_at_edge=len(l2) > 1 and chosen in (min(l2), max(l2)),
-        held_out_top1=dict(zip(l2, accuracies, strict=True)),
-        num_train=len(labels),
-        num_test=len(test_labels),
-        excess_loss=0.0,
-        converged=True,
-    )
 
 
 class _Classes:

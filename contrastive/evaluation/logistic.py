@@ -1,23 +1,30 @@
 """Multinomial logistic regression at its optimum, for a whole grid of L2 strengths at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from contrastive.evaluation.closed_form import LinearClassifier
 from contrastive.evaluation.features import check_finite
 from contrastive.evaluation.lbfgs import Minimum, minimise
 
+TOLERANCE = 1e-5  # of the loss, relative: far less than accuracies can tell
+LEAST_CURVATURE = 1e-3  # of Boehning's bound; what images are right about beyond doubt has next to none
+LOWEST_LOGIT = -64  # beside the largest; its exponential is nothing beside 1, and below -87 are denormals, slow on CPUs
 LOGITS_PER_BLOCK = 2**22  # logits held at a time: 16 MiB in float32
+WEIGHTS_AT_ONCE = 2**23  # of all strengths solved together; L-BFGS keeps some thirty such tensors: 1 GiB in float32
 
 
 @dataclass(frozen=True)
 class LogisticSolutions:
-    """One fitted classifier a strength, S of them, each with the certificate of its optimum.
+    """One fitted classifier a strength, S of them, each with the certificate of its optimum: the norm of the gradient,
+    and how far the loss can at most lie above its minimum.
 
     Attributes:
         l2: The strengths.
@@ -26,6 +33,8 @@ class LogisticSolutions:
             optimum lies there, with weights of 0.
         loss: The minimised objective, penalty included, float64 [S].
         gradient_norm: Euclidean norm of the objective's gradient at the solution, [S].
+        convexity: How much the objective curves in every direction, at least, [S]: ``l2``, or the rarest class's share
+            of the images where that is less, as the intercepts are not penalised.
         iterations: Iterations taken, [S].
         converged: Whether ``excess_loss`` has come down to ``tolerance`` times the loss, [S].
     """
@@ -35,17 +44,28 @@ class LogisticSolutions:
     biases: Float[Tensor, "S C"]
     loss: Float[Tensor, " S"]
     gradient_norm: Float[Tensor, " S"]
+    convexity: Float[Tensor, " S"]
     iterations: Int64[Tensor, " S"]
     converged: Bool[Tensor, " S"]
 
     @property
     def excess_loss(self) -> Float[Tensor, " S"]:
-        """The certificate: no ``loss`` lies further above its minimum, |gradient|^2 / (2 l2), float64 [S].
+        """The certificate: no ``loss`` lies further above its minimum, |gradient|^2 / (2 convexity), float64 [S].
 
         It follows from strong convexity (Boyd & Vandenberghe 2004, equation 9.9), which the penalty gives the weights;
-        for the unpenalised intercepts it presumes that the data curve the loss by at least ``l2`` along them.
+        for the intercepts it presumes that the images curve the loss by at least ``convexity`` along them, as they do
+        wherever the penalty leaves little but intercepts. For weak penalties it is far above the true excess.
         """
-        return self.gradient_norm.double() ** 2 / (2 * self.l2.double())
+        return self.gradient_norm.double() ** 2 / (2 * self.convexity)
+
+    @property
+    def relative_excess_loss(self) -> Float[Tensor, " S"]:
+        """``excess_loss`` as a fraction of ``loss``, float64 [S]; 0 where both are."""
+        return torch.where(self.excess_loss > 0, self.excess_loss / self.loss, 0)
+
+    def classifiers(self) -> list[LinearClassifier]:
+        """Each strength's."""
+        return [LinearClassifier(*parts) for parts in zip(self.weights, self.biases, strict=True)]
 
     def logits(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "S N C"]:
         """Every classifier's logits."""
@@ -59,12 +79,14 @@ class LogisticSweep:
 
         mean over n of CE(softmax(W x_n + b), y_n) + l2 / 2 * |W|^2,
 
-    the intercept b free. It is scikit-learn's ``LogisticRegression(C=1 / (l2 * N))``.
+    the intercept b free. It is scikit-learn's ``LogisticRegression(C=1 / (l2 * N))``; of two classes, for which that
+    has one row of weights, the difference of these two, with C = 2 / (l2 * N).
 
     The features are centred and rotated into the eigenbasis of their covariance once: the penalty does not change
     under a rotation and the intercept absorbs the mean, so the problem is the same, and Boehning's bound on its
     Hessian, (I - 11'/C)/2 (x) X'X/N (Boehning 1992, "Multinomial logistic regression algorithm"), becomes nearly
-    diagonal. Its diagonal preconditions L-BFGS, whose every iteration is two matrix products for the whole grid.
+    diagonal. Its diagonal preconditions L-BFGS, whose every iteration is two matrix products for the whole grid; after
+    some iterations the Hessian's own diagonal does.
 
     Args:
         l2: The strengths, each > 0.
@@ -73,7 +95,7 @@ class LogisticSweep:
             what has not converged after that is returned as it is, and says so.
     """
 
-    def __init__(self, l2: Sequence[float], *, tolerance: float = 1e-4, max_iterations: int = 1000) -> None:
+    def __init__(self, l2: Sequence[float], *, tolerance: float = TOLERANCE, max_iterations: int = 1000) -> None:
         if not l2 or min(l2) <= 0:
             raise ValueError(
                 f"l2 strengths must be greater than 0, got {list(l2)}: without a penalty, separable classes have no "
@@ -97,23 +119,43 @@ class LogisticSweep:
         """
         _check(features, labels, num_classes)
         present, labels = labels.unique(return_inverse=True)  # an absent class would have no finite optimum
+        num_weights = len(present) * (features.shape[1] + 1)
         l2 = torch.tensor(self.l2, dtype=torch.float64, device=features.device)
         with _full_precision():
-            start = l2.new_zeros(len(l2), len(present), features.shape[1] + 1)
-            found = self._solve(_Problem(features.float(), labels), l2, start)
-            if not bool(found.converged.all()):
-                rest = ~found.converged
-                refined = self._solve(_Problem(features.double(), labels), l2[rest], found.point[rest])
-                for name in ("point", "value", "gradient_norm", "converged"):
-                    getattr(found, name)[rest] = getattr(refined, name)
-                found.iterations[rest] += refined.iterations
+            in_float32 = _Problem(features.float(), labels)
+            in_float64 = cache(lambda: _Problem(features.double(), labels))  # made only if a strength needs it
+            groups = [
+                self._solutions(in_float32, in_float64, some, present, num_classes)
+                for some in l2.split(max(1, WEIGHTS_AT_ONCE // num_weights))
+            ]
+        columns = ([getattr(group, field.name) for group in groups] for field in fields(LogisticSolutions))
+        return LogisticSolutions(*map(torch.cat, columns))
+
+    def _solutions(
+        self,
+        in_float32: "_Problem",
+        in_float64: Callable[[], "_Problem"],
+        l2: Tensor,
+        present: Tensor,
+        num_classes: int,
+    ) -> LogisticSolutions:
+        """Of strengths that are solved together; the problem has the classes that are present."""
+        width = in_float32.design.shape[1] - 1
+        found = self._solve(in_float32, l2, l2.new_zeros(len(l2), len(present), width + 1))
+        if not bool(found.converged.all()):
+            rest = ~found.converged
+            refined = self._solve(in_float64(), l2[rest], found.point[rest])
+            for name in ("point", "value", "gradient_norm", "converged"):
+                getattr(found, name)[rest] = getattr(refined, name)
+            found.iterations[rest] += refined.iterations
         slopes, intercepts = found.point[..., :-1].float(), found.point[..., -1].float()
         return LogisticSolutions(
             l2,
-            slopes.new_zeros(len(l2), num_classes, features.shape[1]).index_copy_(1, present, slopes),
+            slopes.new_zeros(len(l2), num_classes, width).index_copy_(1, present, slopes),
             slopes.new_full((len(l2), num_classes), -torch.inf).index_copy_(1, present, intercepts),
             found.value,
             found.gradient_norm,
+            in_float32.convexity(l2),
             found.iterations,
             found.converged,
         )
@@ -125,7 +167,8 @@ class LogisticSweep:
             lambda weights, active: problem.loss_and_gradient(weights, l2[active]),
             start=problem.rotated(start),
             curvature=problem.curvature_bound(l2),
-            convexity=l2,
+            curvature_at=lambda weights, active: problem.curvature(weights, l2[active]),
+            convexity=problem.convexity(l2),
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
@@ -146,26 +189,41 @@ class _Problem:
         self.design = torch.cat([centred @ self.rotation, ones], dim=1)  # [N, D+1]
         self.labels = labels
 
+    def convexity(self, l2: Tensor) -> Tensor:
+        """See ``LogisticSolutions``."""
+        return l2.clamp(max=float(self.labels.bincount().min()) / len(self.labels))
+
     def curvature_bound(self, l2: Tensor) -> Tensor:
         """The diagonal of Boehning's bound, penalty included: [S, 1, D+1]."""
         penalised = self.spectrum / 2 + l2[:, None]
         intercept = torch.full_like(l2, 0.5)[:, None]
         return torch.cat([penalised, intercept], dim=1)[:, None]
 
+    def curvature(self, weights: Tensor, l2: Tensor) -> Tensor:
+        """The Hessian's own diagonal, [A, C, D+1], at weights [A, C, D+1]; no less than a part of the bound."""
+        num_active, num_classes, _ = weights.shape
+        flat = weights.flatten(0, 1)
+        diagonal = torch.zeros_like(flat)
+        for rows, _ in self._blocks(len(flat)):
+            logits = (flat @ rows.mT).view(num_active, num_classes, len(rows))
+            shares = (logits - logits.amax(1, keepdim=True)).clamp_(min=LOWEST_LOGIT).softmax(1)
+            diagonal.addmm_((shares * (1 - shares)).view(-1, len(rows)), rows.square())
+        found = diagonal.view_as(weights).div_(len(self.design))
+        found[..., :-1] += l2[:, None, None]
+        return torch.maximum(found, LEAST_CURVATURE * self.curvature_bound(l2))
+
     def loss_and_gradient(self, weights: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
         """The objectives, float64 [A], and their gradients [A, C, D+1], at weights [A, C, D+1]."""
         num_active, num_classes, _ = weights.shape
         flat = weights.flatten(0, 1)  # [AC, D+1]
-        block = max(1, LOGITS_PER_BLOCK // len(flat))
         loss = torch.zeros(num_active, dtype=torch.float64, device=weights.device)
         gradient = torch.zeros_like(flat)
-        for rows, labels in zip(self.design.split(block), self.labels.split(block), strict=True):
+        for rows, labels in self._blocks(len(flat)):
             own = labels.expand(num_active, 1, -1)  # [A, 1, n]
             logits = (flat @ rows.mT).view(num_active, num_classes, len(rows))
             logits -= logits.amax(1, keepdim=True)
             own_logits = logits.gather(1, own)
-            # exp(-64) is nothing beside the largest class's 1; below -87 would come denormals, slow on CPUs.
-            residuals = logits.clamp_(min=-64).exp_()
+            residuals = logits.clamp_(min=LOWEST_LOGIT).exp_()
             own_mass = residuals.gather(1, own)
             residuals.scatter_(1, own, 0)
             other_mass = residuals.sum(1, keepdim=True)
@@ -178,6 +236,11 @@ class _Problem:
         penalty[..., -1] = 0
         loss = loss / len(self.design) + (weights * penalty).sum((1, 2), dtype=torch.float64) / 2
         return loss, gradient.view_as(weights).div_(len(self.design)).add_(penalty)
+
+    def _blocks(self, num_logits: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the design and their labels, as many at a time as ``num_logits`` logits of each allow."""
+        block = max(1, LOGITS_PER_BLOCK // num_logits)
+        return zip(self.design.split(block), self.labels.split(block), strict=True)
 
     def rotated(self, weights: Tensor) -> Tensor:
         """Weights [S, C, D+1] on the features as they came, as weights on this design, in its dtype."""
