@@ -27,8 +27,14 @@ CALLBACKS: dict[str, Callable[[], pl.Callback]] = {
     "linear probe": lambda: LinearProbe(NUM_CLASSES),
     "linear probe with data": lambda: LinearProbe(NUM_CLASSES, data=PictureData(train=30, seed=7)),
     "linear probe of data alone": lambda: LinearProbe(data=PictureData(train=30, seed=7)),
+    "linear probe by lda": lambda: LinearProbe(solver="lda"),
+    "linear probe by logistic regression": lambda: LinearProbe(solver="logistic", l2=[1e-2]),
+    "linear probe of a layer": lambda: LinearProbe(NUM_CLASSES, layer="encoder"),
+    "linear probe of a layer by lda": lambda: LinearProbe(solver="lda", layer="encoder"),
     "knn probe": lambda: KNNProbe(k=3),
     "knn probe with a bank": lambda: KNNProbe(k=3, bank=DataLoader(Pictures(20), batch_size=7, shuffle=True)),
+    "knn probe of a layer": lambda: KNNProbe(k=3, layer="encoder"),
+    "representation monitor of a layer": lambda: RepresentationMonitor(every_n_steps=2, layer="encoder"),
     "representation monitor": lambda: RepresentationMonitor(every_n_steps=2),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -98,7 +104,13 @@ def test_every_method_trains_bit_identically_with_all_callbacks(name: str) -> No
         return METHODS[name].build()
 
     without = run(method(), tiny.data(), [])
-    callbacks = [LinearProbe(4, data=tiny.data(count=40)), KNNProbe(k=3), RepresentationMonitor()]
+    callbacks = [
+        LinearProbe(4, data=tiny.data(count=40)),
+        LinearProbe(solver="lda"),
+        KNNProbe(k=3),
+        RepresentationMonitor(),
+        RepresentationMonitor(layer="encoder"),
+    ]
     trainer_settings = {"accumulate_grad_batches": 2}
     assert_equal(run(method(), tiny.data(), callbacks), without)
     assert_equal(
