@@ -281,7 +281,6 @@ def test_the_setting_is_the_twins_best_and_the_score_that_of_the_head_on_all_ima
     evaluation = protocol.evaluate(task, seed=2)
     table = evaluation.details["held_out_top1"]
     assert len(table) == 52
-    assert evaluation.details["num_held_out"] == 6  # a tenth of each class's 20
 
     best = next(setting for setting, score in table.items() if score == max(table.values()))
     name, rate = best.rsplit(", ", 1)
@@ -328,7 +327,6 @@ def test_twins_judge_and_heads_are_scored_where_all_is_learned_by_heart() -> Non
     task = PlainTask(num_train=300, width=300).change("train", permuted)
     task.splits["val"] = task.splits["train"]
     evaluation = replace(SWEEP, epochs=20, base_batch_size=None).evaluate(task)
-    assert evaluation.details["num_held_out"] == 30
     assert max(evaluation.details["held_out_top1"].values()) < 0.7
     assert evaluation.scores["top1"] == 1
 

@@ -6,7 +6,7 @@ statistics are those of the whole batch, not of each device's share.
 
 Where settings compete, none is chosen on the test images. In the same passes over the images every head is trained
 twice: on all labelled training images, and on those that are not held out. The second choose the setting, by the
-held-out images without augmentation; the first one of that setting is scored.
+held-out images without augmentation (of equals, the earlier in the grid); the first one of that setting is scored.
 """
 
 from collections.abc import Mapping
@@ -109,9 +109,9 @@ class SGDProtocol(EvaluationProtocol):
         chosen: dict[str, Any] = {}
         if held_out is not None:
             top1 = [score for key, heads in trained.twins.items() for score in _top1(heads, held_out, inputs[key])]
-            name, rate = settings[top1.index(max(top1))]  # of equals, the first
+            name, rate = settings[top1.index(max(top1))]
             chosen = {"learning_rate": rate} if len(inputs) == 1 else {"learning_rate": rate, "input": name}
-            details["num_held_out"] = len(held_out)
+            details["held_out"] = HELD_OUT
             details["held_out_top1"] = {
                 f"{rate:g}" if len(inputs) == 1 else f"{name}, {rate:g}": score
                 for (name, rate), score in zip(settings, top1, strict=True)
@@ -298,6 +298,7 @@ DINOV2 = SGDProtocol(
     blocks=True,
 )
 
+# Made for large data: for a small batch its rate is scaled down to where LARS hardly moves the weights.
 MAE = SGDProtocol(
     source="main_linprobe.py and FINETUNE.md of facebookresearch/mae, for ViT-B (ViT-L and ViT-H: 50 epochs suffice).",
     epochs=90,
