@@ -35,7 +35,7 @@ class Guess(EvaluationProtocol):
 
     source: str = "Nobody 2026, table 1, https://example.org/a_b/coin_toss.py."
     coins: tuple[float, ...] = tuple(float(number) for number in range(9))
-    depth: dict[str, float] | None = None
+    depth: dict[str, Any] | None = None
 
     def evaluate(self, task: Task, *, seed: int = 0, progress: Progress | None = None) -> Evaluation:
         raise NotImplementedError

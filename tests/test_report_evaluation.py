@@ -137,8 +137,8 @@ def test_reasons_to_doubt_a_number_stand_beneath_it() -> None:
     )
     expected = [
         "A solver stopped short of its optimum; evaluation.json says how far.",
-        "k was lowered from 200 to 30: the images are too few.",
-        "batch size was lowered from 4096: the images are too few.",
+        "Lowered for want of images: k from 200 to 30.",
+        "Lowered for want of images: batch size from 4096.",
         "top-1: not a number.",
     ]
     assert caveats(result("coin", evaluation(details={"converged": True}))) == []
@@ -149,6 +149,14 @@ def test_reasons_to_doubt_a_number_stand_beneath_it() -> None:
     assert "1,234 training images are test images too and were left out." in text
     assert re.search(r"top-1 % +NaN ", text)
     assert "NaN ±" not in text
+
+
+def test_seeds_that_used_different_numbers_of_images_say_so() -> None:
+    found = [replace(evaluation(), num_train=count) for count in (1200, 1180, 1190)]
+    lines = seen(record(data_set("shapes", result("coin", *found))))
+    place = next(number for number, line in enumerate(lines) if "coin" in line)
+    assert [line.split()[-1] for line in lines[place : place + 3]] == ["4.5", "1,200", "40"]
+    assert " 1,180 to " in lines[place]
 
 
 def test_names_are_no_markup() -> None:
@@ -212,11 +220,14 @@ def cells(line: str) -> list[str]:
 
 def test_the_page_says_what_each_protocol_did_with_its_numbers_and_source(tmp_path: Path) -> None:
     found = evaluation(0.75, chosen={"l2": 1e-6}, at_edge=("l2",), details={"converged": False})
-    page = markdown(record(data_set("shapes", result("coin", found, depth={"a": 0.5}))), tmp_path)
+    page = markdown(
+        record(data_set("shapes", result("coin", found, depth={"by_a": 0.5, "b": None, "c": True, "d": []}))), tmp_path
+    )
     paragraph = page.partition("### shapes: coin\n\n")[2].partition("\n\n")[0]
     assert paragraph == (
-        "Every image is taken for the class that the coin says. Set to: coins 9 values from 0 to 8; depth a 0.5. "
-        "Source: Nobody 2026, table 1, <https://example.org/a_b/coin_toss.py>. Chosen on training images: l2 1e-06\\*. "
+        "Every image is taken for the class that the coin says. Set to: coins 9 values from 0 to 8; depth by a 0.5, b "
+        "none, c yes, d none. Source: Nobody 2026, table 1, <https://example.org/a_b/coin_toss.py>. "
+        "Chosen on training images: l2 1e-06\\*. "
         "Seed 0. Chosen at the edge of its grid: a wider grid might do better. Widen it before you compare. "
         "A solver stopped short of its optimum; evaluation.json says how far."
     )

@@ -111,13 +111,14 @@ def data_set_rows(data: DataSet) -> list[Row]:
     rows: list[Row] = [("protocol", "score", "", "chosen", "train\ntest", "time\n(s)")]
     for result in data.results:
         scores = [line for score in result.scores for line in _lines(result, score)]
+        counts = [(trial.evaluation.num_train, trial.evaluation.num_test) for trial in result.trials]
         rows.append(
             (
                 result.protocol,
                 "\n".join(name for name, _ in scores),
                 "\n".join(number for _, number in scores),
                 "\n".join(_chosen(result)),
-                "\n".join(dict.fromkeys(map(_images, result.trials))),
+                "\n".join(map(_count, zip(*counts, strict=True))),
                 f"{sum(trial.seconds for trial in result.trials):,.1f}",
             )
         )
@@ -167,8 +168,10 @@ def _number(result: ProtocolResult, score: str) -> str:
     return _scaled(score, mean) + ("" if std is None or math.isnan(mean) else f" ± {_scaled(score, std)}")
 
 
-def _images(trial: Trial) -> str:
-    return f"{trial.evaluation.num_train:,}\n{trial.evaluation.num_test:,}"
+def _count(counts: Sequence[int]) -> str:
+    """Of images; seeds may differ in what they hold out or draw."""
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to\n{most:,}"
 
 
 def _scaled(score: str, value: float) -> str:
@@ -195,11 +198,13 @@ def _edges(result: ProtocolResult) -> list[str]:
 def _value(value: Any) -> str:
     """A hyper-parameter in a few characters."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
+        return ", ".join(f"{name.replace('_', ' ')} {_value(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple) and value:
         if len(value) > 6 and all(isinstance(one, int | float) for one in value):
             return f"{len(value)} values from {_value(min(value))} to {_value(max(value))}"
         return ", ".join(map(_value, value))
+    if value is None or isinstance(value, bool | list | tuple):
+        return "yes" if value is True else "no" if value is False else "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -278,7 +283,7 @@ def caveats(result: ProtocolResult) -> list[str]:
         if name.endswith("_lowered_from"):
             what = name.removesuffix("_lowered_from")
             now = f" to {_value(details[what])}" if what in details else ""
-            found.append(f"{what.replace('_', ' ')} was lowered from {_value(wanted)}{now}: the images are too few.")
+            found.append(f"Lowered for want of images: {what.replace('_', ' ')} from {_value(wanted)}{now}.")
     lost = [score_name(score) for score in result.scores if math.isnan(result.mean(score))]
     if lost:
         found.append(f"{', '.join(lost)}: not a number.")
