@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data.distributed import DistributedSampler
 
 from contrastive.callbacks import KNNProbe
-from tests.watched import NUM_CLASSES, Anybodys, PictureData, Pictures, Seen, quiet
+from tests.ranks import Ranks
+from tests.watched import NUM_CLASSES, Anybodys, PictureData, Pictures, Seen, as_torchrun, quiet
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Found 1 module.s. in eval mode",
@@ -133,3 +136,70 @@ def test_the_bank_is_encoded_in_the_runs_precision() -> None:
     pl.seed_everything(0, verbose=False)
     quiet([KNNProbe(k=3)], precision="bf16-mixed", max_epochs=1).fit(Watches(), PictureData())
     assert set(dtypes) == {torch.bfloat16}
+
+
+# Several ranks
+
+NUM_BANK, NUM_VAL = 47, (21, 2)
+
+
+def numbers_of_rank(count: int) -> range:
+    """Of very different lengths: ranks have different numbers of batches, and of two images the first rank has none."""
+    last = count - (dist.get_world_size() - 2)
+    bounds = [0, max(0, last - 19), last, count]
+    return range(*bounds[dist.get_rank() : dist.get_rank() + 2])
+
+
+def bank_on_this_rank(kind: str) -> DataLoader[Any]:
+    pictures = Pictures(NUM_BANK)
+    if kind == "whole":
+        return DataLoader(pictures, batch_size=8, shuffle=True)
+    if kind == "padded":
+        return DataLoader(pictures, batch_size=8, sampler=DistributedSampler(pictures, shuffle=False))
+    return DataLoader(Subset(pictures, numbers_of_rank(NUM_BANK)), batch_size=8)
+
+
+def scores_on_ranks(kind: str) -> tuple[dict[str, float], list[int]]:
+    as_torchrun()
+    held: list[int] = []
+
+    class Watched(KNNProbe):
+        def classifier(self, trainer: pl.Trainer, module: pl.LightningModule) -> Any:
+            found = super().classifier(trainer, module)
+            assert found is not None
+            held.append(len(found.logits.func.__self__.features))
+            return found
+
+    trainer = quiet(
+        [Watched(k=30, bank=bank_on_this_rank(kind))],
+        strategy="ddp",
+        devices=dist.get_world_size(),
+        use_distributed_sampler=False,
+    )
+    loaders = [
+        DataLoader(Subset(pictures, numbers_of_rank(len(pictures))), batch_size=8)
+        for pictures in PictureData(val=NUM_VAL).val
+    ]
+    module = Anybodys()
+    module.allow_zero_length_dataloader_with_multiple_devices = True
+    trainer.validate(module, loaders, verbose=False)
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}, held
+
+
+@pytest.mark.parametrize("kind", ["whole", "padded", "sharded"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_bank_and_score_as_one_process_does(
+    request: pytest.FixtureRequest, world_size: int, kind: str
+) -> None:
+    ranks: Ranks = request.getfixturevalue({2: "two_ranks", 3: "three_ranks"}[world_size])
+    trainer = quiet([KNNProbe(k=30, bank=DataLoader(Pictures(NUM_BANK), batch_size=8))])
+    trainer.validate(Anybodys(), PictureData(val=NUM_VAL), verbose=False)
+    expected = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert 0 < expected["knn/top1/0"] < 1
+    answers = ranks(scores_on_ranks, kind)
+    for scores, _ in answers:
+        assert scores == expected
+    held = [count for _, (count,) in answers]
+    assert sum(held) == NUM_BANK
+    if kind != "sharded":
+        assert max(held) <= NUM_BANK // world_size + 1
