@@ -457,6 +457,12 @@ def test_features_that_are_not_finite_are_an_error(split: Split) -> None:
             protocol.evaluate(PlainTask().change(split, overflow))
 
 
+def test_test_images_of_a_class_that_is_not_trained_on_are_an_error() -> None:
+    task = PlainTask().change("val", lambda rows: replace(rows, labels=torch.full((45,), 3)))
+    with pytest.raises(ValueError, match="The test images have label 3, but num_classes is 3"):
+        replace(MOCO_V2, epochs=1).evaluate(task)
+
+
 def test_progress_is_told_of_every_step() -> None:
     told: list[tuple[str, int, int]] = []
     SWEEP.evaluate(PlainTask(), progress=lambda *step: told.append(step))

@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from contrastive.evaluation.features import Features, check_finite
-from contrastive.evaluation.linear import HELD_OUT, stratified_split
+from contrastive.evaluation.linear import HELD_OUT, labelled_test, stratified_split
 from contrastive.evaluation.protocols.protocol import Evaluation, EvaluationProtocol, Progress, Task, classification
 from contrastive.evaluation.sgd import Normalisation, Schedule, SGDHeads
 
@@ -116,7 +116,7 @@ class SGDProtocol(EvaluationProtocol):
                 f"{rate:g}" if len(inputs) == 1 else f"{name}, {rate:g}": score
                 for (name, rate), score in zip(settings, top1, strict=True)
             }
-        features, labels = task.features("val", blocks=self.blocks).labelled()
+        features, labels = labelled_test(task.features("val", blocks=self.blocks), task.num_classes)
         check_finite(features)
         head = self.learning_rates.index(rate)
         logits = [trained.heads[name].logits(rows)[:, head] for rows in features[:, inputs[name]].split(ROWS_PER_BLOCK)]
