@@ -5,20 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from contrastive.evaluation import (
-    Features,
-    LogisticSweep,
-    NotConvergedWarning,
-    from_rank_zero,
-    lda,
-    stratified_split,
-)
-from contrastive.evaluation.linear import HELD_OUT
+from contrastive.evaluation import Features, lda
+from contrastive.evaluation.linear import choose_logistic
 
-L2_GRID, TOLERANCE = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1), 1e-3  # a curve over the epochs needs no finer choice
+L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # a curve over the epochs needs no finer choice
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ def fit_lda(bank: Features, num_classes: int) -> Classifier:
 
 
 def fit_logistic(bank: Features, num_classes: int, l2: Sequence[float]) -> Classifier:
-    """``linear_evaluation``'s classifier: on features of one scale, its strength chosen on a held-out tenth.
+    """The classifier of ``linear_evaluation``, its strength chosen on a held-out tenth of the bank.
 
     Args:
         bank: Features of all ranks.
@@ -57,22 +49,5 @@ def fit_logistic(bank: Features, num_classes: int, l2: Sequence[float]) -> Class
     Raises:
         ValueError: See ``linear_evaluation``.
     """
-    features, labels = bank.labelled()
-    mean = features.mean(0)
-    scale = (features - mean).square().mean().sqrt().clamp(min=torch.finfo(features.dtype).tiny)
-    features = (features - mean) / scale
-    held_out = stratified_split(labels, HELD_OUT, seed=0)
-    candidates = LogisticSweep(l2, tolerance=TOLERANCE).fit(features[~held_out], labels[~held_out], num_classes)
-    right = (candidates.logits(features[held_out]).argmax(-1) == labels[held_out]).sum(1)
-    best = max(zip(right.tolist(), l2, range(len(l2)), strict=True))[2]
-    chosen = l2[int(from_rank_zero(right.new_tensor(best)))]
-    final = LogisticSweep([chosen], tolerance=TOLERANCE).fit(features, labels, num_classes)
-    if not bool(candidates.converged.all() & final.converged.all()):
-        rank_zero_warn(
-            f"Logistic regression stopped short of its optimum at some of l2 = {list(l2)}: leave weaker strengths out.",
-            category=NotConvergedWarning,
-        )
-    at_edge = len(l2) > 1 and chosen in (min(l2), max(l2))
-    return Classifier(
-        lambda rows: final.logits((rows.float() - mean) / scale)[0], num_classes, {"l2": chosen, "l2_at_edge": at_edge}
-    )
+    found = choose_logistic(bank, num_classes, l2=l2)
+    return Classifier(found.logits, num_classes, {"l2": found.l2, "l2_at_edge": found.l2_at_edge})

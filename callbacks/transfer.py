@@ -7,7 +7,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from contrastive.callbacks.bank import are_finite, frozen_features
-from contrastive.callbacks.classifiers import L2_GRID, TOLERANCE
+from contrastive.callbacks.classifiers import L2_GRID
 from contrastive.callbacks.layer import Layer
 from contrastive.evaluation import from_rank_zero, linear_evaluation
 
@@ -55,7 +55,7 @@ class Transfer:
         train, test = (frozen_features(trainer, module, loader, layer=layer) for loader in loaders)
         if not all(are_finite(features, "Transfer", trainer.current_epoch) for features in (train, test)):
             return {}
-        result = linear_evaluation(train, test, num_classes=self.data.num_classes, l2=L2_GRID, tolerance=TOLERANCE)
+        result = linear_evaluation(train, test, num_classes=self.data.num_classes, l2=L2_GRID)
         values = {"transfer_top1": result.top1, "transfer_l2": result.l2}
         if result.top5 is not None:
             values["transfer_top5"] = result.top5

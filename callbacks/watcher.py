@@ -13,6 +13,7 @@ from contrastive.callbacks.contract import Watched, read_layer, read_step
 from contrastive.callbacks.layer import Layer
 from contrastive.callbacks.loops import log_epoch, require_validation
 from contrastive.callbacks.tally import Tallies
+from contrastive.evaluation import from_rank_zero
 
 
 class Watcher(pl.Callback, ABC):
@@ -135,6 +136,7 @@ class Watcher(pl.Callback, ABC):
         """Log the accuracies, and let go of the classifier."""
         if self._classifier is not None and self._tallies is not None:
             self._tallies.log(pl_module, self.name, self._classifier.num_classes)
-            chosen = {f"{self.name}/{key}": torch.tensor(value) for key, value in self._classifier.chosen.items()}
-            log_epoch(pl_module, chosen)
+            for key, value in self._classifier.chosen.items():
+                chosen = from_rank_zero(torch.tensor(float(value), device=pl_module.device))
+                log_epoch(pl_module, {f"{self.name}/{key}": chosen})
         self._classifier = self._tallies = None
