@@ -1,5 +1,6 @@
 """Evaluation by one, two and three processes: the same images, each once, and the same counts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from contrastive.augmentations import simclr_views
 from contrastive.data import TensorImages
-from contrastive.evaluation import KNNClassifier, linear_evaluation
-from contrastive.evaluation.protocols import AugmentedBatch
+from contrastive.evaluation import KNNClassifier
+from contrastive.evaluation.protocols import PROTOCOLS, AugmentedBatch, SGDProtocol
 from contrastive.runs.frozen import FrozenTask
 from tests import tiny
 from tests.ranks import Ranks
@@ -45,12 +46,20 @@ def batches(batch_size: int, exclude: list[int]) -> list[AugmentedBatch]:
     return list(whole.augmented(2, batch_size=batch_size, crop_min=0.2, seed=1))
 
 
-def scores() -> tuple[Any, ...]:
+def found_by(name: str) -> tuple[Any, ...]:
+    protocol = PROTOCOLS[name]
+    if isinstance(protocol, SGDProtocol):
+        protocol = replace(protocol, epochs=3, batch_size=5)
+    found = protocol.evaluate(task(exclude=torch.tensor([4])), seed=1)
+    assert found.confusion is not None
+    return found.scores, found.chosen, found.num_train, found.num_test, found.confusion.tolist()
+
+
+def neighbours() -> tuple[Any, ...]:
     whole = task()
-    train, val = whole.features("train"), whole.features("val")
-    linear = linear_evaluation(train, val, num_classes=3)
-    (knn,) = KNNClassifier(train, num_classes=3).evaluate(val, k=[5], temperature=[0.1])
-    return linear.top1, linear.num_train, linear.num_test, linear.l2, knn.top1, knn.num_bank, knn.num_test
+    bank = KNNClassifier(whole.features("train"), num_classes=3)
+    (found,) = bank.evaluate(whole.features("val"), k=[5], temperature=[0.1])
+    return found.top1, found.num_bank, found.num_test
 
 
 def test_features_are_those_of_one_process(ranks: Ranks) -> None:
@@ -75,7 +84,15 @@ def test_batches_are_those_of_one_process_where_ranks_do_not_divide_them(
             torch.testing.assert_close(one.features, other.features, atol=1e-6, rtol=1e-6)
 
 
-def test_accuracies_are_those_of_one_process_to_the_last_image(ranks: Ranks) -> None:
-    expected = scores()
-    assert (expected[1], expected[2], expected[5], expected[6]) == (NUM_TRAIN, NUM_VAL, NUM_TRAIN, NUM_VAL)
-    assert ranks(scores) == [expected] * len(ranks.pipes)
+@pytest.mark.parametrize("name", ["linear", "lda", "moco-v3", "dinov2"])
+def test_protocols_count_as_one_process_does_to_the_last_image(ranks: Ranks, name: str) -> None:
+    expected = found_by(name)
+    assert expected[2:4] == (NUM_TRAIN - 1, NUM_VAL)
+    assert sum(map(sum, expected[4])) == NUM_VAL
+    assert ranks(found_by, name) == [expected] * len(ranks.pipes)
+
+
+def test_neighbours_count_as_one_process_does_to_the_last_image(ranks: Ranks) -> None:
+    expected = neighbours()
+    assert expected[1:] == (NUM_TRAIN, NUM_VAL)
+    assert ranks(neighbours) == [expected] * len(ranks.pipes)

@@ -108,7 +108,7 @@ class FrozenTask:
         blocks = blocks and self._wide is not self.encoder
         if (split, blocks) not in self._kept:
             found = self._extracted(split, blocks) if self.cache is None else self._cached(self.cache, split, blocks)
-            if split == "train":
+            if split == "train" and len(self.exclude):
                 found = found.rows(~torch.isin(found.index, self.exclude.to(self.device)))
             self._kept[split, blocks] = found
         return self._kept[split, blocks]
@@ -137,7 +137,8 @@ class FrozenTask:
             index = batch["index"]
             unknown = torch.full_like(index, -1)
             named = torch.stack([index, batch.get("label", unknown).to(index.device)], dim=1).to(self.device)  # [B, 2]
-            (view,) = make_views(self._there(batch["image"]), SampleKey(seed, epoch, index))
+            images = batch["image"].to(self.device, non_blocking=self.device.type == "cuda")
+            (view,) = make_views(images, SampleKey(seed, epoch, index))
             features = self._encode(view, blocks)
             index, labels = gather_rows(named[: sampler.share]).unbind(1)
             yield AugmentedBatch(gather_rows(features[: sampler.share]), labels, index)
@@ -194,9 +195,6 @@ class FrozenTask:
         ):
             features: Tensor = (self._wide if blocks else self.encoder)(view)
         return features.float()
-
-    def _there(self, images: Any) -> Any:
-        return images.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _told(self, loader: EpochLoader, split: Split) -> Iterator[Mapping[str, Any]]:
         """The loader's batches; the other ranks are taken to be as far as this one."""
