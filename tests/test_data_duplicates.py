@@ -8,7 +8,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from contrastive.data import ImageFolders, TensorImages
-from contrastive.data.duplicates import Duplicates, duplicates
+from contrastive.data.duplicates import Duplicates, compare, duplicates
+from contrastive.data.manifest import manifest
 from tests import tiny
 from tests.ranks import Ranks
 
@@ -66,8 +67,12 @@ def test_files_are_compared_by_contents_and_one_picture_saved_twice_is_found_by_
     assert data.train_files == ["a/train0.png", "a/train2.png", "b/train1.png", "b/train3.png"]
     assert plain(duplicates(data)) == ("contents", [1], 1, 0, 0)
     assert plain(duplicates(data, by="pixels")) == ("pixels", [1, 3], 2, 0, 0)
-    with pytest.raises(ValueError, match=r"^Times do not tell whether two files are equal\. Compare by=\"contents\""):
+    with pytest.raises(
+        ValueError, match=r"^Manifests by times do not tell whether two images are equal\. Make both by"
+    ):
         duplicates(data, by="times")
+    with pytest.raises(ValueError, match=r"^Manifests by contents and pixels do not tell"):
+        compare(manifest(data, "train"), manifest(data, "val", by="pixels"))
 
 
 def test_without_validation_images_only_training_is_looked_at() -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from contrastive.data.image_folders import ImageFolders
-from contrastive.data.manifest import By, manifest
+from contrastive.data.manifest import By, Manifest, manifest
 from contrastive.data.module import ImageData
 
 
@@ -47,16 +47,32 @@ def duplicates(data: ImageData, *, by: By | None = None) -> Duplicates:
     """
     if by is None:
         by = "contents" if isinstance(data, ImageFolders) else "pixels"
-    if by == "times":
-        raise ValueError('Times do not tell whether two files are equal. Compare by="contents" or by="pixels".')
-    train = manifest(data, "train", by=by)
-    test = manifest(data, "val", by=by).hashes if data.num_images("val") else []
-    in_train, in_test = set(train.hashes), set(test)
+    test = manifest(data, "val", by=by) if data.num_images("val") else None
+    return compare(manifest(data, "train", by=by), test)
+
+
+def compare(train: Manifest, test: Manifest | None) -> Duplicates:
+    """The same of manifests that are known already.
+
+    Args:
+        train: Of the training images.
+        test: Of the validation images, by the same; None where there are none.
+
+    Raises:
+        ValueError: They are by times, which do not tell what is in a file, or not by the same.
+    """
+    if train.by == "times" or (test is not None and test.by != train.by):
+        raise ValueError(
+            f"Manifests by {' and '.join(sorted({train.by} | ({test.by} if test else set())))} do not tell whether two "
+            'images are equal. Make both by="contents" or by="pixels".'
+        )
+    hashes = test.hashes if test else []
+    in_train, in_test = set(train.hashes), set(hashes)
     shared = [number for number, one in zip(train.numbers.tolist(), train.hashes, strict=True) if one in in_test]
     return Duplicates(
-        by=by,
+        by=train.by,
         train_in_test=torch.tensor(shared, dtype=torch.int64),
-        test_in_train=sum(one in in_train for one in test),
+        test_in_train=sum(one in in_train for one in hashes),
         within_train=len(train.hashes) - len(in_train),
-        within_test=len(test) - len(in_test),
+        within_test=len(hashes) - len(in_test),
     )
