@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from contrastive.augmentations import MakeViews, Views
@@ -27,6 +28,7 @@ from contrastive.evaluation.features import Features
 from contrastive.runs.environment import PACKAGE
 
 UNFINISHED = ".part"
+HALVES = (f"*{UNFINISHED}", ".tmp*")  # the second are safetensors' own, which it renames in its turn
 ABANDONED_S = 24 * 3600  # nobody writes features for a day: what is older was left by a process that was killed
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 CODE = ("augmentations", "data", "evaluation/inputs.py")  # of this package: what stands between a file and an encoder
@@ -67,9 +69,8 @@ class FeatureCache:
         if not file.exists():
             return None
         try:
-            with safe_open(file, framework="pt") as opened:
-                said = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+            content = file.read_bytes()  # at once: somebody may put another file into its place
+            tensors, said = load(content), _metadata(content)
             if said["sha256"] != _checksum(key, tensors, said["about"]):
                 raise ValueError("their checksum is another, so the file is torn or was altered")
             return Features(tensors["features"], tensors.get("labels"), tensors["index"]).to(device)
@@ -98,7 +99,10 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
             save_file(there, unfinished, said)
+            unfinished.chmod(mode)  # safetensors gives it to its owner alone
             _sync(unfinished)
             os.replace(unfinished, self.file(key))
         except (OSError, SafetensorError) as error:
@@ -111,7 +115,7 @@ class FeatureCache:
             )
 
     def _sweep(self) -> None:
-        for part in self.folder.glob(f"*{UNFINISHED}"):
+        for part in chain(*map(self.folder.glob, HALVES)):
             with suppress(FileNotFoundError):  # somebody else's, and just renamed
                 if part.stat().st_mtime < time.time() - ABANDONED_S:
                     part.unlink()
@@ -218,6 +222,12 @@ def _said(value: Any) -> str:
 
 def _checksum(key: str, tensors: Mapping[str, Tensor], about: str) -> str:
     return _digest([key, about, *(f"{name} {_said(tensors[name])}" for name in sorted(tensors))])
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What a safetensors file says beside its tensors: its header is JSON behind its length in 8 bytes."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length])["__metadata__"])
 
 
 def _digest(parts: Any) -> str:
