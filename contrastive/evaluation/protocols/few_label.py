@@ -132,6 +132,6 @@ def _unit(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
 FEW_LABEL = FewLabelProtocol(
     source="1 % and 10 % of each class's labels: Chen et al. 2020, SimCLR, section 4.2. 1, 2 and 5 labels a class, "
     "three draws, regularization 0.0025 over the number of images on centred rows of length 1: Assran et al. 2022, "
-    "MSN; logistic_eval.py and the command in the README of facebookresearch/msn, where the intercept is left out and the "
-    "solver stops after 300 epochs. Strengths chosen on held-out labelled images: this project's own choice."
+    "MSN; logistic_eval.py and the command in the README of facebookresearch/msn, where the intercept is left out and "
+    "the solver stops after 300 epochs. Strengths chosen on held-out labelled images: this project's own choice."
 )
