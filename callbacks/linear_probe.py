@@ -175,14 +175,16 @@ class LinearProbe(Watcher):
         self._measure_transfer(trainer, pl_module)
 
     def _fitted(self, trainer: pl.Trainer, module: pl.LightningModule) -> Classifier | None:
-        gather = self.solver == "logistic"  # LDA is fitted from sums over ranks
+        gather = self.solver != "lda"  # which is fitted from sums over ranks
         bank = bank_features(
             trainer, module, self.bank, reader="LinearProbe", name=self.name, layer=self.layer, gather=gather
         )
         if bank is None:
             return None
         num_classes = num_classes_of(trainer, bank) if self.num_classes is None else self.num_classes
-        return fit_logistic(bank, num_classes, self.l2) if gather else fit_lda(bank, num_classes)
+        if self.solver == "lda":
+            return fit_lda(bank, num_classes)
+        return fit_logistic(bank, num_classes, self.l2)
 
     def _measure_transfer(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.transfer is None or not is_due(trainer, self.every_n_epochs):

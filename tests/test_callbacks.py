@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"precision": "bf16-mixed"},
     "gradient accumulation": {"accumulate_grad_batches": 4},  # does not divide the 6 batches of an epoch
+    "no validation": {"limit_val_batches": 0},
     "sanity check and validation inside the epoch": {"num_sanity_val_steps": 2, "val_check_interval": 0.5},
 }
 every_callback = pytest.mark.parametrize("build", CALLBACKS.values(), ids=CALLBACKS)
