@@ -238,15 +238,16 @@ def test_networks_of_one_set_of_weights_that_compute_differently_have_different_
 
 
 class Scaled(nn.Module):
-    """A buffer that is not saved, and a tensor that is no buffer."""
+    """A buffer that is not saved, a tensor that is no buffer, and a function, which lies elsewhere in every process."""
 
     def __init__(self, scale: float, shift: float) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
         self.shift = torch.tensor(shift)
+        self.activation = nn.functional.relu
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3)) * self.scale + self.shift
+        return self.activation(images.mean((2, 3)) * self.scale + self.shift)
 
 
 def test_what_is_not_among_the_saved_weights_counts_too() -> None:
@@ -305,8 +306,9 @@ def test_precision_split_blocks_and_versions_make_other_keys(monkeypatch: pytest
 
 
 def keys_here() -> list[str]:
-    """Of the same two networks in every process."""
-    networks = [resnet10(stem="small", width=4), timm.create_model("test_vit", num_classes=0, img_size=32)]
+    """Of the same networks in every process."""
+    vit = timm.create_model("test_vit", num_classes=0, img_size=32)
+    networks = [resnet10(stem="small", width=4), vit, Scaled(1.0, 0.0)]
     torch.manual_seed(0)
     for network in networks:
         for parameter in network.parameters():
@@ -316,7 +318,7 @@ def keys_here() -> list[str]:
 
 def test_another_process_makes_the_same_keys(two_ranks: Ranks) -> None:
     assert two_ranks(keys_here) == [keys_here()] * 2
-    assert len(set(keys_here())) == 2
+    assert len(set(keys_here())) == 3
 
 
 def test_a_class_whose_code_changes_makes_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
