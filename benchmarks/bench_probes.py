@@ -22,7 +22,7 @@ wide. They are centred and divided by one number, for everybody, as linear evalu
 Contenders take turns, in a new order each round. What takes minutes (scikit-learn with max_iter=1000, SciPy) takes
 turns with ours in --slow-rounds rounds of its own. What is told is the median with the range, and ratios of the same
 round; where ranges overlap there is no ratio. Rivals are installed with ``pip install -c constraints.txt -e
-'.[benchmarks,dev]'``; who is missing is left out. Set OMP_NUM_THREADS for the threads of all of them.
+'.[benchmarks]'``; who is missing is left out. Set OMP_NUM_THREADS for the threads of all of them.
 
 Appends a row for each part to ``benchmarks/results/bench_probes.jsonl``.
 """
@@ -401,6 +401,13 @@ def times_as_fast(contender: Mapping[str, Any]) -> str:
     return "" if seconds == beside else times_as_much(seconds, beside)
 
 
+def told(contender: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Of one contender, for people: the ratio, the largest excess loss, the largest difference in accuracy."""
+    excess = f"{max(contender['relative_excess_loss']):.1e}" if "relative_excess_loss" in contender else ""
+    off_by = f"{100 * max(contender['accuracy_off_by'], key=abs):+.2f} points" if "accuracy_off_by" in contender else ""
+    return times_as_fast(contender), excess, off_by
+
+
 def show(row: Mapping[str, Any], console: Console) -> None:
     """For people: all contenders of a part."""
     title = f"{row['part']}: {row['images']:,} x {row['width']}, {row['classes']} classes, {row['threads']} threads"
@@ -408,9 +415,7 @@ def show(row: Mapping[str, Any], console: Console) -> None:
         "", "seconds", "ours is so many times as fast", "largest relative excess", "accuracy off", title=title
     )
     for name, one in row["contenders"].items():
-        excess = f"{max(one['relative_excess_loss']):.1e}" if "relative_excess_loss" in one else ""
-        off_by = f"{100 * max(one['accuracy_off_by'], key=abs):+.2f} points" if "accuracy_off_by" in one else ""
-        table.add_row(name, figure(one["seconds"], ".3g"), times_as_fast(one), excess, off_by)
+        table.add_row(name, figure(one["seconds"], ".3g"), *told(one))
     console.print(table)
     for name, reason in row["left_out"].items():
         console.print(f"{name} is left out: {reason}.", highlight=False)

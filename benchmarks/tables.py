@@ -5,7 +5,7 @@
 
 A table stands between two comments, which stay: ``<!-- table: quality -->`` and ``<!-- /table -->``. What is between
 them is replaced. Tables: ``quality``, ``import_time``, ``bench_augmentations``, ``augmentation_exactness``,
-``bench_losses``; and ``methods``, which is read from their files and not from rows.
+``bench_losses``, ``bench_probes``; and ``methods``, which is read from their files and not from rows.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.bench_augmentations import faster_kornia, main_quantity, over
 from benchmarks.bench_losses import CONTENDERS, share_of_matmul, speeds, times_as_fast
+from benchmarks.bench_probes import told
 from benchmarks.methods_table import HEADER, methods_rows
 from benchmarks.rows import RESULTS, Spread, read_rows, spread
 from contrastive.recipes import load
@@ -103,6 +104,18 @@ def bench_losses_table(rows: Rows) -> str:
     return _markdown(["on", "projections", *(contender.name for contender in CONTENDERS)], lines)
 
 
+def bench_probes_table(rows: Rows) -> str:
+    """The newest row of each machine, part, size and features, a line for each contender."""
+    newest = {(_processor(row), row["part"], row["images"], row["width"], row["features"]): row for row in rows}
+    lines = []
+    for (machine, part, images, width, features), row in newest.items():
+        what = f"{part}: {images:,} x {width}, {row['classes']} classes; {features}"
+        for name, one in row["contenders"].items():
+            lines.append([machine, what, name, _number(spread(one["seconds"]), ".3g", unit=" s"), *told(one)])
+    header = ["on", "what", "who", "time", "ours is so many times as fast"]
+    return _markdown([*header, "largest relative excess loss", "accuracy off by"], lines)
+
+
 METHODS = "methods"
 TABLES: dict[str, Callable[[Rows], str]] = {
     "quality": quality_table,
@@ -110,6 +123,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "bench_augmentations": bench_augmentations_table,
     "augmentation_exactness": augmentation_exactness_table,
     "bench_losses": bench_losses_table,
+    "bench_probes": bench_probes_table,
 }
 
 

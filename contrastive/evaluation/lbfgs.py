@@ -55,7 +55,7 @@ def minimise(
             problems whose numbers are in ``active``, int64 [A].
         start: Where to start.
         curvature: A diagonal estimate of each Hessian, > 0 where the gradient is not 0.
-        curvature_at: ``curvature_at(points [A, C, K], active)`` gives a better one [A, C, K], for the points that have
+        curvature_at: ``curvature_at(points [A, C, K], active)`` gives a better one [A, 1, K], for the points that have
             been reached. Asked for a few times: where the Hessian changes on the way by orders of magnitude, as a
             logistic one does once classes come apart, the first estimate makes thousands of iterations of a hundred.
         convexity: Constants m of strong convexity, > 0: no value lies more than |gradient|^2 / (2 m) above its minimum

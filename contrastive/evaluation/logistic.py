@@ -200,17 +200,21 @@ class _Problem:
         return torch.cat([penalised, intercept], dim=1)[:, None]
 
     def curvature(self, weights: Tensor, l2: Tensor) -> Tensor:
-        """The Hessian's own diagonal, [A, C, D+1], at weights [A, C, D+1]; no less than a part of the bound."""
+        """The Hessian's own diagonal at weights [A, C, D+1], no less than a part of the bound: [A, 1, D+1].
+
+        The mean over the classes: weights that sum to zero over them keep doing so, and only the penalty curves the
+        objective where they do not.
+        """
         num_active, num_classes, _ = weights.shape
         flat = weights.flatten(0, 1)
-        diagonal = torch.zeros_like(flat)
+        bound = self.curvature_bound(l2)
+        diagonal = torch.zeros_like(bound[:, 0])
         for rows, _ in self._blocks(len(flat)):
             logits = (flat @ rows.mT).view(num_active, num_classes, len(rows))
             shares = (logits - logits.amax(1, keepdim=True)).clamp_(min=LOWEST_LOGIT).softmax(1)
-            diagonal.addmm_((shares * (1 - shares)).view(-1, len(rows)), rows.square())
-        found = diagonal.view_as(weights).div_(len(self.design))
-        found[..., :-1] += l2[:, None, None]
-        return torch.maximum(found, LEAST_CURVATURE * self.curvature_bound(l2))
+            diagonal.addmm_((shares * (1 - shares)).mean(1), rows.square())
+        diagonal.div_(len(self.design))[:, :-1] += l2[:, None]
+        return torch.maximum(diagonal[:, None], LEAST_CURVATURE * bound)
 
     def loss_and_gradient(self, weights: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
         """The objectives, float64 [A], and their gradients [A, C, D+1], at weights [A, C, D+1]."""

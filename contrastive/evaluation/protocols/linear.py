@@ -114,8 +114,8 @@ SIMCLR_TRANSFER = LogisticProtocol(
     source="Chen et al. 2020, SimCLR, appendix B.8, as Kornblith et al. 2019: 45 strengths of the penalty, spaced "
     "evenly in their logarithm from 1e-6 to 1e5; features as the encoder gives them; the best strength on held-out "
     "training images, fitted again on all. That the penalty stands beside the sum of the images' losses, without a "
-    "half, is from linear_eval.py of google-research/google-research (linear_eval). Published numbers take the "
-    "validation images that some data sets have; here a tenth of the training images is held out for all.",
+    "half, and the 1000 iterations are from linear_eval/linear_eval.py of google-research/google-research. Published "
+    "numbers take the validation images that some data sets have; here a tenth of the training images is held out.",
     l2=tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45)),
     penalty="sum",
     scaled=False,
