@@ -35,11 +35,17 @@ from contrastive.augmentations import MakeViews, Normalize, Views, views_from
 from contrastive.augmentations.operations import Operation
 from contrastive.data import ImageFolders
 from contrastive.data.module import ImageData
+from contrastive.evaluation import KNNClassifier
+from contrastive.evaluation.protocols import PROTOCOLS
 from contrastive.module import ContrastiveModule
 from contrastive.report.screen import without_noise
+from contrastive.runs.frozen import FrozenTask
 from contrastive.runs.load import build
-from contrastive.runs.scores import score_knn, score_method
 from contrastive.runs.signature import JSON, CommandLine, UsageError, to_json
+
+# (k, temperature): Wu et al. 2018, https://arxiv.org/abs/1805.01978, and MoCo's CIFAR-10 notebook have the first; Caron
+# et al. 2021, https://arxiv.org/abs/2104.14294, the second.
+KNN_SETTINGS = ((200, 0.1), (20, 0.07))
 
 Write = Callable[[Mapping[str, Any]], None]
 
@@ -80,11 +86,8 @@ class Scorer(pl.Callback):
         stopped = _clock()
         train_s = stopped - self.started - self.scoring_s
         speed = self.images / train_s
-        if last:
-            scores = score_method(pl_module, self.data)
-            linear, knn = scores.as_json()["linear_evaluation"], scores.knn
-        else:
-            linear, knn = None, score_knn(pl_module, self.data)
+        task = FrozenTask(pl_module.evaluated_encoder, pl_module.make_views, self.data, device=pl_module.device)
+        knn, linear = score_knn(task), score_linearly(task) if last else None
         self.scoring_s += _clock() - stopped
         self.write(
             {
@@ -93,10 +96,24 @@ class Scorer(pl.Callback):
                 "minutes": (_clock() - self.started) / 60,
                 "images_per_s": speed,
                 "peak_memory_mib": peak_memory_mib(pl_module.device),
-                "knn": [{"k": result.k, "temperature": result.temperature, "top1": result.top1} for result in knn],
+                "knn": knn,
                 "linear_evaluation": linear,
             }
         )
+
+
+def score_knn(task: FrozenTask) -> list[dict[str, float]]:
+    """Top-1 accuracy at each of ``KNN_SETTINGS``; k is at most the number of training images."""
+    bank = KNNClassifier(task.features("train"), num_classes=task.num_classes)
+    settings = [(min(k, len(bank)), temperature) for k, temperature in KNN_SETTINGS]
+    found = [bank.evaluate(task.features("val"), k=[k], temperature=[temperature])[0] for k, temperature in settings]
+    return [{"k": one.k, "temperature": one.temperature, "top1": one.top1} for one in found]
+
+
+def score_linearly(task: FrozenTask) -> dict[str, Any]:
+    """Linear evaluation at its optimum, with what was chosen and how far from the optimum it may be."""
+    found = PROTOCOLS["linear"].evaluate(task)
+    return {**found.scores, **found.chosen, **found.details}
 
 
 def measure(

@@ -3,7 +3,8 @@
     contrastive fit [RECIPE] [--option VALUE ...]   train; without a recipe, a demo of a few minutes
     contrastive recipes                             what there is to train
     contrastive views --out FILE.png                images, their views, and what was drawn for each
-    contrastive evaluate RUN                        linear evaluation and kNN on a run's frozen features
+    contrastive evaluate ENCODER                    an encoder's frozen features by the protocols papers report
+    contrastive protocols                           which protocols there are
     contrastive finetune RUN                        the whole network on few or noisy labels, beside one from scratch
     contrastive embed RUN --output FILE.npz         features, labels and file names
     contrastive export RUN                          the encoder as plain weights, and as ONNX
@@ -12,7 +13,6 @@ RUN is a run's folder or a checkpoint. Add --help to any of them.
 """
 
 import copy
-import json
 import shutil
 import sys
 import traceback
@@ -22,36 +22,41 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from contrastive import recipes
 from contrastive.data.module import ImageData
+from contrastive.evaluation.protocols import PROTOCOLS
 from contrastive.methods import SupervisedBaseline
+from contrastive.module import ContrastiveModule
 from contrastive.recipes.recipe import Precision, Recipe
 from contrastive.report.contact_sheet import first_originals, originals_in, save_contact_sheet
+from contrastive.report.evaluation import save, screen
 from contrastive.report.pictures import save_curves, save_pairs
-from contrastive.report.screen import RunProgress, score_table, top1_table, without_noise
+from contrastive.report.screen import RunProgress, Told, top1_table, without_noise
 from contrastive.runs.environment import commit, hardware, processor, versions
+from contrastive.runs.evaluation import Images, Wanted, choose_protocols, named_folders, open_data_sets
+from contrastive.runs.evaluation import evaluate as score
+from contrastive.runs.evaluation_record import EvaluationRecord, Provenance
 from contrastive.runs.export import save_classifier, save_encoder, save_onnx
+from contrastive.runs.feature_cache import FeatureCache
 from contrastive.runs.finetuning import Outcome, Settings, labelled, train_classifier
 from contrastive.runs.folder import RunFolder, create, now
+from contrastive.runs.frozen import FrozenTask
 from contrastive.runs.load import TrainedRun, build, load_run
-from contrastive.runs.scores import (
-    PIXELS_SIDE,
-    PROTOCOL,
-    Scores,
-    embeddings,
-    on_accelerator,
-    score_method,
-    score_pixels,
-)
 from contrastive.runs.signature import DEBUG, JSON, SEE_HELP, CommandLine, UsageError, to_json
+from contrastive.runs.targets import baselines as untrained
+from contrastive.runs.targets import open_target
 from contrastive.runs.training import train
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them
+USUAL_PROTOCOLS = ("linear", "knn-lightly", "knn-dino")  # those that everybody reports
 FINETUNED, FROM_SCRATCH = "fine-tuned", "from scratch"
 LONGEST_CAUSE = 1000  # characters; some libraries put whole models into their messages
 
@@ -93,7 +98,7 @@ def fit(name: str, words: Sequence[str]) -> None:
     folder = _make_folder(name, arguments, run_dir) or RunFolder(run_dir or Path("runs", name))
     trainer = train(recipe, data, folder, name=name, arguments=arguments, callbacks=[RunProgress(console)])
     if trainer.is_global_zero:
-        _finish(name, arguments, recipe, data, folder)
+        _finish(name, recipe, data, folder)
 
 
 def run_options(*, run_dir: Path | None = None) -> None:
@@ -146,23 +151,80 @@ def views(
     console.print(f"Wrote {out}: {len(originals.names)} images and their views", soft_wrap=True)
 
 
-def evaluate(run: Path, *, data_dir: Path | None = None, baselines: bool = False) -> None:
-    """Score a run's frozen features by linear evaluation and kNN, on its validation images.
+def evaluate(
+    encoder: str,
+    *,
+    protocol: tuple[str, ...] = USUAL_PROTOCOLS,
+    data_dir: Path | None = None,
+    transfer: tuple[str, ...] = (),
+    baselines: bool = False,
+    pretrained: bool = True,
+    image_size: int | None = None,
+    max_epochs: int | None = None,
+    num_seeds: int = 1,
+    seed: int = 0,
+    batch_size: int = 256,
+    devices: int = 1,
+    precision: Precision = "32-true",
+    keep_duplicates: bool = False,
+    no_cache: bool = False,
+    output: Path | None = None,
+) -> None:
+    """Score an encoder's frozen features by protocols that papers report, on unseen images of one data set or several.
 
-    Writes evaluation.json into the run's folder.
+    ENCODER is a run's folder or a checkpoint, a file of weights that contrastive.load_encoder reads, or timm:NAME or
+    torchvision:NAME. Writes evaluation.json, evaluation.md and pictures; earlier results of the same weights and
+    images stay there. Features are kept, so that a second call is quick.
 
     Args:
-        run: A run's folder or a checkpoint.
-        data_dir: Where the images lie now, if not where the run was trained.
-        baselines: Also score the untrained encoder and the images' own pixels.
+        encoder: See above.
+        protocol: One or more; contrastive protocols lists them.
+        data_dir: A folder with train/CLASS/*.jpg and val/CLASS/*.jpg (or test/); the images a run was trained on unless
+            given.
+        transfer: Other data sets, NAME=FOLDER each; the metric is the one customary for the name.
+        baselines: Also score the images' pixels, their colours, and the same network untrained.
+        pretrained: Whether a model of timm or torchvision has its library's weights; false: drawn ones.
+        image_size: Side in pixels of what the encoder sees, unless it is a run's; the library's, or 224, unless given.
+        max_epochs: Passes over the images of protocols that train on augmented ones, if not as many as published.
+        num_seeds: How often to do it, with seeds that follow one another; mean and standard deviation are reported.
+        seed: Of what protocols draw: held-out images, order, crops; and of untrained weights.
+        batch_size: Images encoded at a time by a device, where no run says.
+        devices: Number of GPUs, or of processes on a CPU.
+        precision: Of the encoder; bf16-mixed is for GPUs.
+        keep_duplicates: Keep training images that are test images too; they are left out otherwise.
+        no_cache: Extract features anew, and keep none.
+        output: The folder to write into; the run's, or one in runs/, unless given.
     """
-    trained = load_run(run, overrides=_moved(data_dir))
-    data = trained.recipe.open_data()
-    rows = _baselines(trained.name, trained.arguments, data) if baselines else {}
-    rows["trained encoder"] = score_method(on_accelerator(trained.recipe.method), data)
-    console.print("", score_table(f"{trained.name} after {trained.epochs} epochs", rows))
-    _write_scores(trained.folder, rows, checkpoint=trained.checkpoint)
-    console.print(f"Written to {trained.folder.evaluation_file}", soft_wrap=True)
+    for option, count in {"num-seeds": num_seeds, "devices": devices, "batch-size": batch_size}.items():
+        if count < 1:
+            raise UsageError(f"--{option} takes 1 or more, got {count}.")
+    protocols, folders = choose_protocols(protocol, max_epochs=max_epochs), named_folders(transfer)
+    target = open_target(
+        encoder, pretrained=pretrained, image_size=image_size, batch_size=batch_size, output=output, seed=seed
+    )
+    fabric = Fabric(devices=devices, strategy="ddp" if devices > 1 else "auto")
+    fabric.launch()
+    with Told(console) as told:
+        wanted = Wanted(
+            protocols=protocols,
+            seeds=range(seed, seed + num_seeds),
+            device=fabric.device,
+            precision=precision,
+            keep_duplicates=keep_duplicates,
+            cache=None if no_cache else FeatureCache(target.feature_folder),
+            provenance=Provenance.here(sys.argv),
+            progress=told if fabric.is_global_zero else None,
+        )
+        data_sets = open_data_sets(target, data_dir, folders)
+        record = score(target, data_sets, wanted, baselines=untrained(target) if baselines else ())
+    _write_scores(record, target.folder)
+
+
+def list_protocols() -> None:
+    """List the evaluation protocols, with what each does and where it comes from."""
+    for name, one in PROTOCOLS.items():
+        console.print(f"[bold]{name}[/]: {one.source}", soft_wrap=True)
+    console.print(f"\nNext: {_program()} evaluate ENCODER --protocol NAME NAME ...", soft_wrap=True)
 
 
 def finetune(
@@ -249,7 +311,7 @@ def embed(run: Path, *, output: Path, data_dir: Path | None = None, split: Liter
         split: Which images.
     """
     trained = load_run(run, overrides=_moved(data_dir))
-    arrays = embeddings(on_accelerator(trained.recipe.method), trained.recipe.open_data(), split)
+    arrays = _embeddings(trained.recipe.method, trained.recipe.open_data(), split)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:  # as named: numpy would add .npz to a bare name
         np.savez(file, allow_pickle=False, **arrays)
@@ -277,6 +339,7 @@ def export(run: Path, *, output: Path | None = None, onnx: Path | None = None) -
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": list_recipes,
+    "protocols": list_protocols,
     "views": views,
     "evaluate": evaluate,
     "finetune": finetune,
@@ -323,7 +386,7 @@ def _make_folder(name: str, arguments: dict[str, JSON], run_dir: Path | None) ->
     return folder
 
 
-def _finish(name: str, arguments: dict[str, JSON], recipe: Recipe, data: ImageData, folder: RunFolder) -> None:
+def _finish(name: str, recipe: Recipe, data: ImageData, folder: RunFolder) -> None:
     """Pictures, the table where it is cheap, where things lie, and what to try next."""
     save_curves(folder.metrics_file, folder.curves_picture, title=f"{name}: training")
     title = f"{name}: images, and the views of them that it trains on"
@@ -331,12 +394,17 @@ def _finish(name: str, arguments: dict[str, JSON], recipe: Recipe, data: ImageDa
     save_pairs(batch["image"], batch["index"], recipe.method.make_views, folder.pairs_picture, recipe.seed, title=title)
     following = f"evaluate {folder.path} --baselines"
     if recipe.evaluate:
-        rows = {
-            **_baselines(name, arguments, data),
-            "trained encoder": score_method(on_accelerator(recipe.method), data),
-        }
-        console.print("", score_table("Accuracy on unseen images", rows))
-        _write_scores(folder, rows, checkpoint=folder.last_checkpoint)
+        with Told(console) as told:
+            target = open_target(str(folder.path))
+            wanted = Wanted(
+                protocols=choose_protocols(USUAL_PROTOCOLS),
+                device=_device(),
+                provenance=Provenance.here(sys.argv),
+                progress=told,
+            )
+            images = Images(target.data_name or name, None, data)
+            record = score(target, [images], wanted, baselines=untrained(target))
+        _write_scores(record, folder)
         following = f"export {folder.path}"
     pictures = f"{folder.pairs_picture.name} and {folder.curves_picture.name}"
     console.print(f"\nIn {folder.path}: {pictures}, metrics.csv, run.json, checkpoints", soft_wrap=True)
@@ -355,13 +423,23 @@ def _moved(data_dir: Path | None) -> dict[str, JSON]:
     return {} if data_dir is None else to_json({"data_dir": data_dir})
 
 
-def _baselines(name: str, arguments: Mapping[str, JSON], data: ImageData) -> dict[str, Scores]:
-    """What there is without training."""
-    untrained = on_accelerator(build(name, arguments).method)
-    return {
-        f"raw pixels, {PIXELS_SIDE} x {PIXELS_SIDE}": score_pixels(untrained, data),
-        "untrained encoder": score_method(untrained, data),
-    }
+def _device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _embeddings(method: ContrastiveModule, data: ImageData, split: Literal["train", "val"]) -> dict[str, NDArray[Any]]:
+    """Frozen features with all that says which image each is of."""
+    found = FrozenTask(method.evaluated_encoder, method.make_views, data, device=_device()).features(split)
+    arrays = {"features": found.features.cpu().numpy(), "index": found.index.cpu().numpy()}
+    if found.labels is not None:
+        arrays["labels"] = found.labels.cpu().numpy()
+    if data.classes is not None:
+        arrays["classes"] = np.array(data.classes)
+    files = getattr(data, f"{split}_files", None)
+    if files is not None:
+        arrays["files"] = np.array([files[i] for i in found.index.tolist()])
+    return arrays
 
 
 def _finetune_once(trained: TrainedRun, data: ImageData, wanted: Settings, seed: int) -> dict[str, float]:
@@ -424,10 +502,13 @@ def _show_finetuning(trained: TrainedRun, data: ImageData, wanted: Settings, row
     console.print(f"Added to {trained.folder.finetune_file}, with the weights beside it", soft_wrap=True)
 
 
-def _write_scores(folder: RunFolder, rows: Mapping[str, Scores], *, checkpoint: Path) -> None:
-    scores = {name: row.as_json() for name, row in rows.items()}
-    record = {"checkpoint": checkpoint.name, "protocol": PROTOCOL, "when": now(), "scores": scores}
-    folder.evaluation_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+@rank_zero_only
+def _write_scores(record: EvaluationRecord, folder: RunFolder) -> None:
+    saved = save(record, folder.path)
+    console.print(screen(record))
+    console.print(f"\nIn {folder.path}: {', '.join(file.name for file in saved.files[:2])}, pictures", soft_wrap=True)
+    if saved.aside is not None:
+        console.print(f"An earlier evaluation of other weights or images is {saved.aside.name} now", soft_wrap=True)
 
 
 def _cause(error: Exception) -> str:

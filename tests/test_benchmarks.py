@@ -151,7 +151,7 @@ def test_the_training_clock_stands_still_while_features_are_scored(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [0.0]
-    score_knn, score_method = quality.score_knn, quality.score_method
+    score_knn = quality.score_knn
 
     def slowly(score: Callable[..., Any]) -> Callable[..., Any]:
         def scored(*arguments: Any) -> Any:
@@ -167,7 +167,6 @@ def test_the_training_clock_stands_still_while_features_are_scored(
 
     monkeypatch.setattr(quality, "_clock", lambda: seconds[0])
     monkeypatch.setattr(quality, "score_knn", slowly(score_knn))
-    monkeypatch.setattr(quality, "score_method", slowly(score_method))
     monkeypatch.setattr(quality, "Scorer", Ticking)
     rows = tmp_path / "rows.jsonl"
     words = ["simclr_resnet18_cifar10", "--data-dir", str(images), "--max-epochs", "3", "--width", "4"]

@@ -89,16 +89,22 @@ def test_a_checkpoint_alone_gives_the_run_back(run: Path, tmp_path: Path) -> Non
         assert torch.equal(weight, saved[name]), name
 
 
-def test_evaluate_reports_what_the_protocol_gives(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_reports_trained_features_beside_what_there_is_without_training(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", str(run), "--baselines"]) == 0
     printed = capsys.readouterr().out
     record = json.loads((run / "evaluation.json").read_text())
-    assert list(record["scores"]) == ["raw pixels, 16 x 16", "untrained encoder", "trained encoder"]
-    for name, scores in record["scores"].items():
-        line = next(line for line in printed.splitlines() if line.strip().startswith(name))
-        assert f"{100 * scores['linear_evaluation']['top1']:.1f} %" in line
-        assert [(knn["k"], knn["temperature"]) for knn in scores["knn"]] == [(20, 0.1), (20, 0.07)]
-        assert all(f"{100 * knn['top1']:.1f} %" in line for knn in scores["knn"])
+    assert record["encoder"]["name"] == "simclr_resnet18_cifar10, 2 epochs"
+    assert record["encoder"]["checkpoint"] == "last.ckpt"
+    names = [baseline["encoder"]["name"] for baseline in record["baselines"]]
+    assert names == ["raw pixels, 16 x 16", "histogram of 512 colours", "untrained encoder"]
+    for one in (record, *record["baselines"]):
+        (data,) = one["data_sets"]
+        assert [result["protocol"] for result in data["results"]] == ["linear", "knn-lightly", "knn-dino"]
+        assert all(f"{100 * result['mean']['top1']:.2f}" in printed for result in data["results"])
+    weights = [one["encoder"]["weights_sha256"] for one in (record, *record["baselines"])]
+    assert len(set(weights)) == 3  # neither pixels nor colours have any
 
 
 def test_evaluation_of_the_embedded_features_agrees_with_evaluate(run: Path, tmp_path: Path) -> None:
@@ -109,10 +115,13 @@ def test_evaluation_of_the_embedded_features_agrees_with_evaluate(run: Path, tmp
     unit = {id(one): one["features"] / np.linalg.norm(one["features"], axis=1, keepdims=True) for one in (bank, test)}
     votes = np.exp(unit[id(test)] @ unit[id(bank)].T / 0.07) @ np.eye(10)[bank["labels"]]  # k is the whole bank
     expected = float((votes.argmax(1) == test["labels"]).mean())
-    reported = json.loads((run / "evaluation.json").read_text())["scores"]["trained encoder"]["knn"][1]
-    assert reported == {"k": 20, "temperature": 0.07, "top1": pytest.approx(expected)} | {
-        name: reported[name] for name in ("top5", "num_bank", "num_test")
-    }
+    assert scores_in(run)["knn-dino"]["top1"] == pytest.approx(expected)
+
+
+def scores_in(run: Path) -> dict[str, dict[str, float]]:
+    """The mean scores of a run's evaluation, by protocol."""
+    (data,) = json.loads((run / "evaluation.json").read_text())["data_sets"]
+    return {result["protocol"]: result["mean"] for result in data["results"]}
 
 
 def test_embed_names_the_file_and_class_of_every_row(run: Path, images: Path, tmp_path: Path) -> None:
@@ -353,7 +362,7 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_named(
         torch.save({"state_dict": {}}, file)
     else:
         file.write_bytes(content)
-    code, error = error_of(f"evaluate {file}", capsys)
+    code, error = error_of(f"export {file}", capsys)
     assert code == 1
     assert message in error
     assert error.count("\n") == 1
@@ -374,7 +383,7 @@ def shell(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_failing_process_exits_with_1_and_shows_a_traceback_only_with_debug() -> None:
-    plain, debugged = shell("evaluate", "missing"), shell("evaluate", "missing", "--debug")
+    plain, debugged = shell("export", "missing"), shell("export", "missing", "--debug")
     assert plain.returncode == debugged.returncode == 1
     line = "error: There is no run or checkpoint at missing. Runs lie in runs/ unless --run-dir said else.\n"
     assert plain.stderr == line
@@ -422,16 +431,13 @@ def test_the_demo_ends_with_its_table_and_the_next_command(
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "demo: SimCLR learns drawn shapes whose names it is never told"
     assert lines[1].startswith("On ")
-    (table,) = [n for n, line in enumerate(lines) if line == "Accuracy on unseen images"]
-    rows = ["raw pixels, 16 x 16", "untrained encoder", "trained encoder"]
-    assert [next(row for row in rows if line.startswith(row)) for line in lines[table + 5 : table + 8]] == rows
+    rows = ["raw pixels, 16 x 16", "histogram of 512 colours", "untrained encoder", "demo, 1 epochs"]
+    table = lines[next(n for n, line in enumerate(lines) if line.startswith("Side by side")) :]
+    assert [row for line in table for row in rows if line.startswith(row)] == rows
     assert lines[-1].startswith("Next: ")
     assert lines[-1].endswith(f"contrastive export runs/{folder.name}")
-    assert list(json.loads((folder / "evaluation.json").read_text())["scores"]) == rows
-    assert {"pairs.png", "curves.png"} <= {file.name for file in folder.iterdir()}
+    assert {"pairs.png", "curves.png", "evaluation.md"} <= {file.name for file in folder.iterdir()}
 
-    after_training = json.loads((folder / "evaluation.json").read_text())["scores"]["trained encoder"]
+    after_training = scores_in(folder)
     assert main(["evaluate", str(folder)]) == 0
-    from_checkpoint = json.loads((folder / "evaluation.json").read_text())["scores"]["trained encoder"]
-    assert from_checkpoint["knn"] == after_training["knn"]
-    assert from_checkpoint["linear_evaluation"]["top1"] == after_training["linear_evaluation"]["top1"]
+    assert scores_in(folder) == after_training

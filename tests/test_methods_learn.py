@@ -4,15 +4,16 @@ import pytest
 import pytorch_lightning as pl
 
 from contrastive.data import Shapes
+from contrastive.evaluation.protocols import PROTOCOLS
 from contrastive.module import ContrastiveModule
-from contrastive.runs.scores import score_method
+from contrastive.runs.frozen import FrozenTask
 from tests import tiny
 from tests.methods import METHODS
 
 
 def linear_evaluation(method: ContrastiveModule, data: Shapes) -> float:
     """Top-1 accuracy on unseen images of a linear classifier on the frozen features."""
-    return score_method(method, data).linear.top1
+    return PROTOCOLS["linear"].evaluate(FrozenTask(method.evaluated_encoder, method.make_views, data)).scores["top1"]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -19,7 +19,7 @@ def example(
     lr: float = 1.0,
     blur: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
-    sizes: tuple[int, ...] = (),
+    sizes: tuple[int, ...] = (1, 2),
 ) -> None:
     """An example.
 
@@ -55,7 +55,7 @@ def test_options_have_the_parameters_names_types_and_defaults() -> None:
         "lr": 0.001,
         "blur": True,
         "precision": "bf16-mixed",
-        "sizes": (),
+        "sizes": (1, 2),
     }
 
 

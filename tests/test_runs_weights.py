@@ -477,7 +477,7 @@ def test_a_file_that_runs_code_is_refused_and_the_code_does_not_run(
     canary, file = tmp_path / "canary", tmp_path / "file.pt"
     save({"state_dict": {"weight": Canary(canary)}}, file)
     with pytest.raises(
-        ValueError, match=r"holds \S+ beside its tensors, .* so it is refused|is no file of torch.save: "
+        ValueError, match=r"holds \S+ beside its tensors, .* so it is refused|is no file of torch.save, "
     ):
         load_encoder(file)
     assert not canary.exists()
@@ -513,7 +513,7 @@ def test_a_file_without_weights_is_named(content: object, message: str, tmp_path
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("file.pt", "is no file of torch.save: "), ("file.safetensors", "cannot be read as safetensors: ")],
+    [("file.pt", "is no file of torch.save, "), ("file.safetensors", "cannot be read as safetensors: ")],
 )
 def test_a_file_of_something_else_is_named(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("not weights at all")

@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from contrastive.runs.scores import PROTOCOL, Scores
-
 # Parts of Lightning's messages that tell the user of the shell nothing to act on, each with the reason.
 IRRELEVANT_MESSAGES = (
     "GPU available",  # the header says what the run uses
@@ -33,9 +31,8 @@ IRRELEVANT_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty",  # run.json lies there already, on purpose
     ".*treespec, LeafSpec.*deprecated",  # between Lightning and torch; nothing of the user's or ours
     ".*does not have many workers",  # their number is a recipe's option
-    ".*Linear evaluation stopped short",  # the table marks the number
+    ".*stopped short of the optimum",  # the table says so
 )
-NOT_CONVERGED = "* Some of the tried l2 were stopped short of their optimum; evaluation.json says how far."
 REFRESH_EVERY_STEPS = 10
 
 
@@ -138,26 +135,6 @@ class Told:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-
-
-def score_table(title: str, rows: Mapping[str, Scores]) -> Table:
-    """Top-1 accuracies in percent, one line for each set of features, with the protocol beneath.
-
-    Args:
-        title: Above the table.
-        rows: Names of the features, and what they reached.
-    """
-    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD, header_style="")
-    table.add_column("top-1 accuracy with")
-    table.add_column("linear\nevaluation", justify="right")
-    for result in next(iter(rows.values())).knn:
-        table.add_column(f"kNN, k {result.k}\nT {result.temperature:g}", justify="right")
-    for name, scores in rows.items():
-        linear = f"{100 * scores.linear.top1:.1f} %" + ("" if scores.linear.converged else "*")
-        table.add_row(name, linear, *(f"{100 * result.top1:.1f} %" for result in scores.knn))
-    unsure = "" if all(scores.linear.converged for scores in rows.values()) else f"\n{NOT_CONVERGED}"
-    table.caption, table.caption_justify = PROTOCOL + unsure, "left"
-    return table
 
 
 def top1_table(rows: Mapping[str, Sequence[float]], *, num_images: int) -> Table:

@@ -93,7 +93,8 @@ class CommandLine:
         elif kind is bool and parameter.default is False:
             self.parser.add_argument(option, action="store_true", help=help)
         elif get_origin(kind) is tuple:
-            self.parser.add_argument(option, type=get_args(kind)[0], nargs="+", default=parameter.default, help=help)
+            usual = list(parameter.default)  # the parser changes it in place
+            self.parser.add_argument(option, type=get_args(kind)[0], nargs="+", default=usual, help=help)
         else:
             self.parser.add_argument(option, type=kind, default=parameter.default, help=help)
 

@@ -31,6 +31,7 @@ from contrastive.data.module import ImageData
 from contrastive.encoders import timm_encoder, torchvision_encoder
 from contrastive.recipes import did_you_mean
 from contrastive.recipes.recipe import split_folders
+from contrastive.runs.feature_cache import default_folder
 from contrastive.runs.folder import RunFolder
 from contrastive.runs.load import TrainedRun, build, load_run, names_a_recipe
 from contrastive.runs.signature import JSON, UsageError, to_json
@@ -54,6 +55,8 @@ class Target:
         views: Their ``evaluation_view`` is what the encoder sees of an image.
         open_data: Gives the images of a folder with train/ and val/ (or test/); of None, those a run was trained on.
         folder: Where results go.
+        feature_folder: Where its features are kept.
+        data_name: What people call the images a run was trained on; None where there are none.
         checkpoint: The file that the weights are from, where they are from one.
         epochs: Finished epochs of training, where known.
         untrained: Builds the same network with drawn weights, where it is known how.
@@ -64,6 +67,8 @@ class Target:
     views: MakeViews
     open_data: Callable[[Path | None], ImageData]
     folder: RunFolder
+    feature_folder: Path
+    data_name: str | None = None
     checkpoint: Path | None = None
     epochs: int | None = None
     untrained: Callable[[], nn.Module] | None = None
@@ -130,6 +135,16 @@ def baselines(target: Target) -> list[Target]:
     return [replace(baseline, checkpoint=None, epochs=None, untrained=None) for baseline in found]
 
 
+def view_in_words(views: MakeViews) -> str:
+    """What an image goes through before the encoder sees it."""
+    if not isinstance(views, Views):
+        return type(views).__name__
+    if views.evaluation is None:
+        middle = next(operation for operation in views.views[0] if hasattr(operation, "size"))
+        return f"the middle, as large as {middle} crops, then {views.views[0][-1]}"
+    return ", ".join(map(str, views.evaluation))
+
+
 class Pixels(nn.Module):
     """The images themselves as features, averaged to ``side`` x ``side``: what there is without an encoder."""
 
@@ -179,6 +194,8 @@ def _of_run(run: TrainedRun) -> Target:
         views=run.recipe.method.make_views,
         open_data=open_data,
         folder=run.folder,
+        feature_folder=run.folder.path / "features",
+        data_name=Path(str(run.arguments.get("data_dir", run.name))).name,
         checkpoint=run.checkpoint,
         epochs=run.epochs,
         untrained=lambda: build(run.name, run.arguments).method.evaluated_encoder.eval(),
@@ -192,6 +209,7 @@ def _of_file(path: Path, image_size: int | None, batch_size: int) -> Target:
         views=_views(image_size or IMAGE_SIZE),
         open_data=_folder_opener(batch_size),
         folder=RunFolder(Path("runs", f"evaluate-{path.stem}")),
+        feature_folder=default_folder(),
         checkpoint=path,
     )
 
@@ -220,6 +238,7 @@ def _of_library(
         views=views,
         open_data=_folder_opener(batch_size),
         folder=RunFolder(Path("runs", f"evaluate-{library}-{name.replace('/', '-')}-{how}")),
+        feature_folder=default_folder(),
         untrained=untrained if pretrained else None,
     )
 

@@ -176,7 +176,10 @@ def _read(file: Path) -> Mapping[str, object]:
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise ValueError(f"{file} is no file of torch.save: {_first_line(error)}") from error
+            raise ValueError(
+                f"{file} is no file of torch.save, or holds more than tensors and plain values, which is never loaded: "
+                "such a file can run code. Give weights as torch.save or safetensors write them."
+            ) from error
         raise ValueError(
             f"{file} holds {found[1]} beside its tensors, and such a file can run code when it is read, so it is "
             "refused. If you trust its source, read it once yourself with torch.load(file, weights_only=False) and "
