@@ -96,7 +96,7 @@ def read_layer(
             f"{reader} reads what {layer.name!r} returns, but {step} did not call it. Name a submodule that the step "
             "calls, as a function: its .forward() is not seen, nor is a network that torch.compile compiled before."
         )
-    labels = layer.labels_of(batch) if "labels" in needs else None
+    labels = layer.labels_of(batch).to(features.device) if "labels" in needs else None
     num_images = num_images_in(batch) if labels is None else len(labels)
     num_views = 1 if num_images is None else _num_views(features, num_images, hook)
     if num_views == 0:
