@@ -25,7 +25,7 @@ from contrastive.evaluation.ranks import gather_rows, sum_over_ranks
 
 QUERIES_PER_BLOCK = 256
 BANK_PER_BLOCK = 2**16  # 64 MiB of similarities at a time, in float32; few long rows are ranked faster than many short
-PRODUCTS_PER_BLOCK = 2**20  # held at a time where pairs are compared
+PRODUCTS_PER_BLOCK = 2**18  # held at a time where pairs are compared: what fits a core's cache
 SPARE = 32  # candidates more than are asked for
 
 
@@ -209,10 +209,10 @@ class KNNClassifier:
     def _similarities(self, rows: Tensor, places: Tensor) -> Tensor:
         """Of each row and the images at its places, each pair by itself."""
         size = max(1, PRODUCTS_PER_BLOCK // max(1, places.shape[1] * rows.shape[1]))
-        blocks = [
-            self.features[where].mul_(block[:, None]).sum(2, dtype=torch.float64).float()
-            for block, where in zip(rows.split(size), places.split(size), strict=True)
-        ]
+        blocks = []
+        for block, where in zip(rows.split(size), places.split(size), strict=True):
+            images = self.features.index_select(0, where.flatten()).view(*where.shape, -1)  # [n, K, D]
+            blocks.append(images.mul_(block[:, None]).sum(2, dtype=torch.float64).float())
         return torch.cat(blocks)
 
     def _labelled(self, images: Features, role: str) -> Features:
