@@ -18,8 +18,20 @@ from contrastive.runs.evaluation_record import DataSet, EvaluationRecord, Protoc
 from contrastive.runs.folder import RunFolder, write_text
 
 TOP1, MEAN_PER_CLASS = "top1", "mean_per_class"
-NAMES = {TOP1: "top-1", "top5": "top-5", MEAN_PER_CLASS: "mean per class", "nmi": "NMI", "ari": "ARI"}
-SHARES = re.compile(r"top\d+|mean_per_class|.*accuracy|recall.*|r_precision|mean_average_precision|map_at_r")
+NAMES = {
+    TOP1: "top-1",
+    "top5": "top-5",
+    MEAN_PER_CLASS: "mean per class",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "mean_average_precision": "mAP",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "rankme": "RankMe",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
+}
+SHARES = re.compile(r"(top\d+|mean_per_class|.*accuracy|recall|r_precision|mean_average_precision|map_at_r)( at .*)?")
 
 # Kornblith et al. 2019, "Do Better ImageNet Models Transfer Better?", table 1; SimCLR (Chen et al. 2020), appendix B.8:
 # top-1 for Food-101, CIFAR-10, CIFAR-100, Birdsnap, SUN397, Stanford Cars and DTD. The same in linear.py of
@@ -30,6 +42,7 @@ MULTI_LABEL = re.compile(r"(pascal)?voc((20)?\d\d)?")
 AT_EDGE = "* Chosen at the edge of its grid: a wider grid might do better. Widen it before you compare."
 SIGNS = re.compile(r"(?P<url>https?://[^\s,;<>()]*[^\s,;<>().])|[\\`*_{}\[\]<>|#~$&]")
 DATA_SETS_A_TABLE = 3  # side by side in 80 columns
+LEAST_CHOSEN = 10  # columns, of 80, that chosen hyper-parameters keep beside long scores
 PICTURES = "evaluation"  # the folder beside evaluation.md
 TRANSFER = "accuracy in percent, by the metric customary for each data set"
 
@@ -156,7 +169,8 @@ def _cell(result: ProtocolResult | None, metric: str) -> str:
 
 def _lines(result: ProtocolResult, score: str) -> Iterator[tuple[str, str]]:
     """A score's name with its unit, and its number; the same of its spread over draws."""
-    yield f"{score_name(score)}{' %' if SHARES.fullmatch(score) else ''}", _number(result, score)
+    what, at, where = score.partition(" at ")
+    yield f"{score_name(what)}{' %' if SHARES.fullmatch(score) else ''}{at}{where}", _number(result, score)
     spread = result.spread(score)
     if spread is not None:
         yield "  over draws", f"± {_scaled(score, spread)}"
@@ -216,7 +230,9 @@ def _about(data: DataSet) -> list[str]:
         lines.append("±: standard deviation over the seeds (n - 1). Time: of all seeds.")
     if any(result.spread(score) is not None for result in results for score in result.scores):
         lines.append("Over draws: standard deviation over the draws within a seed.")
-    if data.duplicates_removed:
+    if data.duplicates_removed is None:
+        lines.append("Training images that may be test images too were not looked for.")
+    elif data.duplicates_removed:
         lines.append(f"{data.duplicates_removed:,} training images are test images too and were left out.")
     if any(map(_edges, results)):
         lines.append(AT_EDGE)
@@ -235,7 +251,8 @@ def _rich(rows: Sequence[Row], sides: Sequence[Side], notes: Sequence[str], *, t
     header, *body = rows
     for name, side in zip(header, sides, strict=True):
         whole = side == "right" or name in ("protocol", "score")
-        table.add_column(Text(name), justify=side, no_wrap=whole, overflow="fold")
+        least = LEAST_CHOSEN if name == "chosen" else None
+        table.add_column(Text(name), justify=side, no_wrap=whole, overflow="fold", min_width=least)
     for row in body:
         table.add_row(*map(Text, row))
     if notes:
