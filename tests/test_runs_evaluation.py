@@ -1,6 +1,8 @@
 """An encoder through protocols on data sets, as ``contrastive evaluate`` does it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,22 @@ def test_several_data_sets_make_the_transfer_table(
     printed = capsys.readouterr().out
     assert "Side by side" in printed
     assert "mean per class" in printed.split("Side by side")[1]  # customary for pets
+
+
+def test_two_processes_find_what_one_finds_to_the_last_image(weights: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "odd")
+    for split in ("train", "test"):
+        (folder / split / "class2" / "0.png").unlink()  # 23 and 17 images: two processes do not divide them
+    options = "--protocol linear knn-dino lda byol --max-epochs 1"
+    (one,) = evaluated(weights, folder, tmp_path / "one", options)["data_sets"]
+    words = f"evaluate {weights} --image-size 32 --data-dir {folder} --output {tmp_path / 'two'} --no-cache {options}"
+    subprocess.run([sys.executable, "-m", "contrastive", *words.split(), "--devices", "2"], check=True, timeout=300)
+    (two,) = json.loads((tmp_path / "two" / "evaluation.json").read_text())["data_sets"]
+    assert one["duplicates_removed"] == two["duplicates_removed"] == 0
+    for alone, shared in zip(one["results"], two["results"], strict=True):
+        assert alone["mean"] == shared["mean"], alone["protocol"]
+        assert alone["trials"][0]["confusion"] == shared["trials"][0]["confusion"]
+        assert shared["trials"][0]["num_test"] == 17
 
 
 def test_features_are_extracted_once_for_all_calls(
