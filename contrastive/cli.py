@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from contrastive import recipes
 from contrastive.data.module import ImageData
@@ -223,8 +224,8 @@ def evaluate(
 def list_protocols() -> None:
     """List the evaluation protocols, with what each does and where it comes from."""
     for name, one in PROTOCOLS.items():
-        console.print(f"[bold]{name}[/]: {one.source}", soft_wrap=True)
-    console.print(f"\nNext: {_program()} evaluate ENCODER --protocol NAME NAME ...", soft_wrap=True)
+        console.print(Text.assemble((name, "bold"), f": {one.description}\n  Source: {one.source}\n"), soft_wrap=True)
+    console.print(f"Next: {_program()} evaluate ENCODER --protocol NAME NAME ...", soft_wrap=True)
 
 
 def finetune(

@@ -223,7 +223,8 @@ def test_protocols_are_listed_with_their_sources(capsys: pytest.CaptureFixture[s
     assert main(["protocols"]) == 0
     printed = capsys.readouterr().out
     for name, protocol in PROTOCOLS.items():
-        assert f"{name}: {protocol.source}" in printed
+        assert f"{name}: {' '.join((type(protocol).__doc__ or '').split('.')[0].split())}" in printed
+        assert f"Source: {protocol.source}" in printed
 
 
 def test_max_epochs_leaves_protocols_without_epochs_alone() -> None:

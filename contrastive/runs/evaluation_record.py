@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime
-from inspect import getdoc
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -153,9 +152,8 @@ class ProtocolResult:
     def of(
         cls, name: str, protocol: EvaluationProtocol, trials: Sequence[Trial], provenance: Provenance
     ) -> "ProtocolResult":
-        """Of a protocol as it is; its class's docstring up to the first blank line says what it does."""
-        words = (getdoc(type(protocol)) or "").partition("\n\n")[0]
-        return cls(name, " ".join(words.split()), asdict(protocol), tuple(trials), provenance)
+        """Of a protocol as it is."""
+        return cls(name, protocol.description, asdict(protocol), tuple(trials), provenance)
 
     @property
     def scores(self) -> list[str]:

@@ -5,6 +5,7 @@ stated rule.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import getdoc
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -109,6 +110,11 @@ class EvaluationProtocol(ABC):
     """
 
     source: str
+
+    @property
+    def description(self) -> str:
+        """What it does: its class's docstring up to the first blank line, on one line."""
+        return " ".join((getdoc(type(self)) or "").partition("\n\n")[0].split())
 
     @abstractmethod
     def evaluate(self, task: Task, *, seed: int = 0, progress: Progress | None = None) -> Evaluation:
