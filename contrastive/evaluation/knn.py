@@ -211,8 +211,11 @@ class KNNClassifier:
         size = max(1, PRODUCTS_PER_BLOCK // max(1, places.shape[1] * rows.shape[1]))
         blocks = []
         for block, where in zip(rows.split(size), places.split(size), strict=True):
-            images = self.features.index_select(0, where.flatten()).view(*where.shape, -1)  # [n, K, D]
-            blocks.append(images.mul_(block[:, None]).sum(2, dtype=torch.float64).float())
+            parts = []
+            for some in where.split(max(1, PRODUCTS_PER_BLOCK // rows.shape[1]), dim=1):
+                images = self.features.index_select(0, some.flatten()).view(*some.shape, rows.shape[1])  # [n, K, D]
+                parts.append(images.mul_(block[:, None]).sum(2, dtype=torch.float64).float())
+            blocks.append(torch.cat(parts, dim=1))
         return torch.cat(blocks)
 
     def _labelled(self, images: Features, role: str) -> Features:
