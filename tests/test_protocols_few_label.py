@@ -141,3 +141,10 @@ def test_labels_that_mean_nothing_give_chance() -> None:
     for name, top1 in many.evaluate(task).scores.items():
         assert abs(top1 - 1 / 6) < 0.1, name
     assert FEW_LABEL.evaluate(ClusterTask(num_train=600, num_test=600)).scores["top1 at 10 %"] > 0.5
+
+
+def test_test_features_that_are_not_finite_are_an_error() -> None:
+    task = ClusterTask()
+    task.splits["val"].features[3] = torch.nan
+    with pytest.raises(ValueError, match="1 of 30 feature vectors hold infinities or NaN"):
+        FEW_LABEL.evaluate(task)

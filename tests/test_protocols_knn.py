@@ -9,6 +9,7 @@ import torch
 from contrastive.evaluation import Features
 from contrastive.evaluation.protocols import Evaluation
 from contrastive.evaluation.protocols.knn import KNN_DINO, KNN_LIGHTLY, KNNProtocol
+from contrastive.evaluation.protocols.protocol import Split
 from tests.protocol_task import ClusterTask
 
 BOTH = pytest.mark.parametrize("protocol", [KNN_DINO, KNN_LIGHTLY], ids=["dino", "lightly"])
@@ -104,3 +105,11 @@ def test_progress_ends_where_all_queries_are_done() -> None:
     KNN_DINO.evaluate(ClusterTask(num_test=30), progress=lambda *what: told.append(what))
     assert told[-1] == ("neighbours", 30, 30)
     assert all(done <= total for _, done, total in told)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_features_that_are_not_finite_are_an_error(split: Split) -> None:
+    task = ClusterTask()
+    task.splits[split].features[3] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of \d+ feature vectors hold infinities or NaN"):
+        KNN_LIGHTLY.evaluate(task)

@@ -210,3 +210,14 @@ def test_a_class_without_training_images_is_never_predicted() -> None:
         assert found.confusion is not None
         assert int(found.confusion[:, 4].sum()) == 0
         assert int(found.confusion[4].sum()) > 0
+
+
+@pytest.mark.parametrize("name", sorted(QUICK))
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_features_that_are_not_finite_are_counted_and_refused(name: str, split: Split) -> None:
+    def overflown(images: Features) -> Features:
+        return replace(images, features=images.features.index_fill(0, torch.tensor([3]), torch.inf))
+
+    task = replace(TASK, **{split: overflown(TASK.features(split))})
+    with pytest.raises(ValueError, match=r"^1 (of \d+ )?feature vectors hold infinities or NaN"):
+        QUICK[name].evaluate(task)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from contrastive.evaluation.closed_form import LinearClassifier, ridge
-from contrastive.evaluation.features import Features
+from contrastive.evaluation.features import Features, check_finite
 from contrastive.evaluation.knn import top_hits
 from contrastive.evaluation.logistic import TOLERANCE, LogisticSweep
 
@@ -220,9 +220,10 @@ def labelled_test(test: Features, num_classes: int) -> tuple[Float[Tensor, "N D"
     """Features and labels of the labelled test images.
 
     Raises:
-        ValueError: There are none, or they have classes that the training images do not count.
+        ValueError: There are none, they have classes that the training images do not count, or are not finite.
     """
     features, labels = test.labelled()
+    check_finite(features)
     if int(labels.max()) >= num_classes:
         raise ValueError(
             f"The test images have label {int(labels.max())}, but num_classes is {num_classes}. "
@@ -247,14 +248,15 @@ def stratified_split(labels: Int64[Tensor, " N"], fraction: float, *, seed: int)
     held_out[order] = place < quota[labels[order]]
     if not bool(held_out.any()):
         raise ValueError(
-            f"Each of the {len(labels)} labelled training images is alone in its class; choosing a strength takes two "
-            "of some class. Pass one strength to LogisticSweep, which holds nothing out."
+            f"Each of the {len(labels)} labelled training images is alone in its class; choosing by "
+            "held-out images takes two of some class. Give more images, or take what chooses nothing, such as lda."
         )
     return held_out
 
 
 def _choose(train: Features, l2: Sequence[float], solve: Solve, scaled: bool, seed: int) -> Chosen:
     features, labels = train.labelled()
+    check_finite(features)  # before they are centred: one that is not would make all others so
     mean = features.mean(0)
     features = features - mean
     scale = features.square().mean().sqrt()

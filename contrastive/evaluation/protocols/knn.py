@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from contrastive.evaluation.features import check_finite
 from contrastive.evaluation.knn import KNNClassifier
 from contrastive.evaluation.linear import labelled_test
 from contrastive.evaluation.protocols.protocol import Evaluation, EvaluationProtocol, Progress, Task, classification
@@ -28,7 +29,9 @@ class KNNProtocol(EvaluationProtocol):
 
     def evaluate(self, task: Task, *, seed: int = 0, progress: Progress | None = None) -> Evaluation:
         """See ``EvaluationProtocol``."""
-        classifier = KNNClassifier(task.features("train"), num_classes=task.num_classes)
+        bank = task.features("train")
+        check_finite(bank.features)
+        classifier = KNNClassifier(bank, num_classes=task.num_classes)
         queries, labels = labelled_test(task.features("val"), task.num_classes)
         voters = [min(k, len(classifier)) for k in self.k]
         found = []
