@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,13 +69,27 @@ def test_a_run_leaves_its_record_metrics_checkpoint_and_pictures(run: Path) -> N
         "pairs.png",
         "curves.png",
     }
-    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {file.name for file in (run / "checkpoints").iterdir()} == {"last.ckpt", "sha256.json"}
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     with (run / "metrics.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     logged = {name for row in rows for name, value in row.items() if value}
     assert {"train/loss", "train/lr", "train/images_per_s", "knn/top1", "linear_probe/top1"} <= logged
     assert {row["epoch"] for row in rows} == {"0", "1"}
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    file = damaged / "checkpoints" / "last.ckpt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    code, error = error_of(f"export {damaged}", capsys)
+    assert code == 1
+    assert f"{file} is torn or was altered" in error
 
 
 def test_a_checkpoint_alone_gives_the_run_back(run: Path, tmp_path: Path) -> None:

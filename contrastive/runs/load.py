@@ -11,6 +11,7 @@ import torch
 
 from contrastive import recipes
 from contrastive.recipes.recipe import Recipe
+from contrastive.runs.checkpoints import check_whole
 from contrastive.runs.folder import RunFolder
 from contrastive.runs.signature import JSON, CommandLine, to_json
 
@@ -113,8 +114,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU; nothing in the file is executed (``weights_only=True``).
 
     Raises:
-        ValueError: The file cannot be read so, or was not written by ``contrastive fit``.
+        ValueError: The file is torn or was altered, cannot be read so, or was not written by ``contrastive fit``.
     """
+    check_whole(file)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
+from contrastive.runs.checkpoints import WholeCheckpoints, prepare
 from contrastive.runs.folder import RunFolder, now
 from contrastive.runs.signature import JSON
 from contrastive.runs.watch import LogProgress, NameRecipe
@@ -42,7 +43,9 @@ def train(
 
     Raises:
         KeyboardInterrupt: The user stopped it.
+        OSError: Checkpoints cannot be written to the folder; nothing has been trained then.
     """
+    prepare(folder.checkpoints)
     trainer = pl.Trainer(
         **trainer_settings(recipe, data, folder),
         callbacks=[*recipe.callbacks, *callbacks, *_checkpoints(folder), NameRecipe(name, arguments), LogProgress()],
@@ -82,6 +85,7 @@ def trainer_settings(recipe: Recipe, data: ImageData, folder: RunFolder) -> Mapp
         "default_root_dir": folder.path,
         "log_every_n_steps": max(1, min(LOG_EVERY_STEPS, steps)),
         "enable_model_summary": False,
+        "plugins": [WholeCheckpoints()],
         **recipe.trainer,
     }
 
