@@ -116,6 +116,19 @@ def test_where_nothing_can_be_written_the_evaluation_goes_on(tmp_path: Path) -> 
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(CacheWarning, match=r"^The features could not be kept in .*file/features: .*Not a directory"):
         FeatureCache(tmp_path / "file" / "features").write(KEY, features_of(), {})
+    assert FeatureCache(tmp_path / "file" / "features").read(KEY) is None
+
+
+def test_a_folder_that_cannot_be_looked_into_is_reported_and_the_evaluation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    monkeypatch.setattr("pathlib.Path.stat", denied)
+    with pytest.warns(CacheWarning, match="cannot be used: Permission denied"):
+        assert FeatureCache(tmp_path).read(KEY) is None
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -195,6 +195,9 @@ def test_what_is_missing_is_said() -> None:
         task.features("val")
     with pytest.raises(ValueError, match=r"^There are 8 training images, fewer than one global batch of 9"):
         epoch(task, batch_size=9)
+    nothing = FrozenTask(Channels(), VIEWS, tiny.data(20), exclude=torch.arange(20))
+    with pytest.raises(ValueError, match=r"^All training images are left out, as they are test images too\. Test on"):
+        nothing.features("train")
 
 
 def test_blocks_of_a_transformer_are_more_columns_and_of_any_other_encoder_its_output() -> None:

@@ -66,14 +66,14 @@ class FeatureCache:
     def read(self, key: str, device: torch.device | str = "cpu") -> Features | None:
         """The features of a key, on a device; None, and a warning of one line if their file is damaged."""
         file = self.file(key)
-        if not file.exists():
-            return None
         try:
             content = file.read_bytes()  # at once: somebody may put another file into its place
             tensors, said = load(content), _metadata(content)
             if said["sha256"] != _checksum(key, tensors, said["about"]):
                 raise ValueError("their checksum is another, so the file is torn or was altered")
             return Features(tensors["features"], tensors.get("labels"), tensors["index"]).to(device)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except _WRONG_FILE as error:
             reason = " ".join(str(error).split())
             warnings.warn(

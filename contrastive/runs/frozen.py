@@ -99,7 +99,7 @@ class FrozenTask:
             blocks: Whether of all ``inputs``.
 
         Raises:
-            ValueError: The split has no images.
+            ValueError: The split has no images, or all are excluded.
         """
         if self.data.num_images(split) == 0:
             raise ValueError(
@@ -110,6 +110,11 @@ class FrozenTask:
             found = self._extracted(split, blocks) if self.cache is None else self._cached(self.cache, split, blocks)
             if split == "train" and len(self.exclude):
                 found = found.rows(~torch.isin(found.index, self.exclude.to(self.device)))
+                if len(found) == 0:
+                    raise ValueError(
+                        "All training images are left out, as they are test images too. Test on other images, or keep "
+                        "duplicates."
+                    )
             self._kept[split, blocks] = found
         return self._kept[split, blocks]
 
