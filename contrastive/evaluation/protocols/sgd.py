@@ -2,7 +2,8 @@
 
 What differs from the official codes: the last epoch's classifier is scored, once, where MoCo's and MAE's codes keep the
 best of all epochs on the test images; classifiers are in float32; every epoch drops its ragged end; BatchNorm's
-statistics are those of the whole batch, not of each device's share.
+statistics are those of the whole batch, not of each device's share; crops are drawn as torchvision draws them, where
+BYOL's and MAE's codes cut those off that do not fit.
 
 Where settings compete, none is chosen on the test images. In the same passes over the images every head is trained
 twice: on all labelled training images, and on those that are not held out. The second choose the setting, by the
