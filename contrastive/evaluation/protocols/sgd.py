@@ -279,7 +279,7 @@ MOCO_V3_VIT = replace(
 BYOL = SGDProtocol(
     source="Grill et al. 2020, BYOL, appendix C: five rates, the best on held-out training images, batches of 1024; "
     "start, schedule and optimizer from byol/eval_experiment.py and byol/configs/eval.py of "
-    "google-deepmind/deepmind-research. There, the classifier that was trained without the held-out images is scored.",
+    "google-deepmind/deepmind-research, where the rate is one that is given and all training images are trained on.",
     epochs=80,
     batch_size=1024,
     learning_rates=(0.05, 0.1, 0.2, 0.3, 0.4),
