@@ -148,3 +148,9 @@ def test_test_features_that_are_not_finite_are_an_error() -> None:
     task.splits["val"].features[3] = torch.nan
     with pytest.raises(ValueError, match="1 of 30 feature vectors hold infinities or NaN"):
         FEW_LABEL.evaluate(task)
+
+
+@pytest.mark.parametrize("few_l2", [FEW_LABEL.few_l2, 1e-30])
+def test_it_says_whether_all_classifiers_reached_their_optimum(few_l2: float) -> None:
+    protocol = replace(FEW_LABEL, shares=(), shots=(5,), few_l2=few_l2)
+    assert protocol.evaluate(ClusterTask()).details["converged"] == (few_l2 == FEW_LABEL.few_l2)

@@ -10,6 +10,8 @@ from contrastive.evaluation import Features
 from contrastive.evaluation.protocols import Evaluation
 from contrastive.evaluation.protocols.knn import KNN_DINO, KNN_LIGHTLY, KNNProtocol
 from contrastive.evaluation.protocols.protocol import Split
+from contrastive.report.evaluation import caveats
+from contrastive.runs.evaluation_record import ProtocolResult, Provenance, Trial
 from tests.protocol_task import ClusterTask
 
 BOTH = pytest.mark.parametrize("protocol", [KNN_DINO, KNN_LIGHTLY], ids=["dino", "lightly"])
@@ -75,8 +77,11 @@ def test_a_bank_of_fewer_images_than_neighbours_votes_as_a_whole_and_says_so() -
     found = KNN_DINO.evaluate(task)
     assert found.scores["top1"] == pytest.approx(expected_scores(task, 20, 0.07)["top1"])
     assert [scores["k"] for scores in found.details["scores_by_k"]] == [20, 10, 30, 30]
-    assert found.details["k_lowered_to_the_bank"] == [100, 200]
-    assert KNN_LIGHTLY.evaluate(task).details["k_lowered_to_the_bank"] == [200]
+    assert "k_lowered_from" not in found.details  # the headline has all its neighbours
+    lowered = KNN_LIGHTLY.evaluate(task)
+    trial = Trial.of(lowered, seed=0, seconds=0.0)
+    result = ProtocolResult.of("knn-lightly", KNN_LIGHTLY, [trial], Provenance("", "", None, {}, {}))
+    assert caveats(result) == ["Lowered for want of images: k from 200 to 30."]
 
 
 def test_images_without_a_label_neither_vote_nor_are_scored() -> None:

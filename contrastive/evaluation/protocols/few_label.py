@@ -52,7 +52,8 @@ class FewLabelProtocol(EvaluationProtocol):
         _, labels = train.labelled()
         queries, test_labels = labelled_test(task.features("val"), task.num_classes)
         amounts: list[int | float] = [*self.shares, *self.shots]
-        scores, spread, chosen, details = {}, {}, {}, {}
+        scores, spread, chosen = {}, {}, {}
+        details: dict[str, Any] = {"converged": True}
         at_edge, num_train = [], 0
         for number, amount in enumerate(amounts):
             found, picked = [], []
@@ -71,6 +72,7 @@ class FewLabelProtocol(EvaluationProtocol):
             if self.draws > 1:
                 spread[name] = float(values.std())
             details[name] = {"draws": found, "fits": picked}
+            details["converged"] &= all(facts["converged"] for facts in picked)
             if any(facts["chosen"] for facts in picked):
                 chosen[f"l2 for {name}"] = [facts["l2"] for facts in picked]
                 if any(facts["at_edge"] for facts in picked):

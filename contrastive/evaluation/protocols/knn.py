@@ -49,13 +49,15 @@ class KNNProtocol(EvaluationProtocol):
             for k in voters
         ]
         scores, confusion = outcomes[0]
+        lowered = {"k_lowered_from": self.k[0]} if voters[0] < self.k[0] else {}
         return Evaluation(
             scores=scores,
             num_train=len(classifier),
             num_test=len(labels),
             details={
+                "k": voters[0],
+                **lowered,
                 "scores_by_k": [{"k": k, **by_k} for k, (by_k, _) in zip(voters, outcomes, strict=True)],
-                "k_lowered_to_the_bank": [k for k in self.k if k > len(classifier)],
             },
             confusion=confusion,
         )
