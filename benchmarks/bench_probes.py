@@ -424,7 +424,7 @@ def show(row: Mapping[str, Any], console: Console) -> None:
 
 def strengths(count: int, highest: float) -> list[float]:
     """From 1e-6 on, evenly in their logarithm."""
-    return [10.0 ** (-6 + (highest + 6) * step / (count - 1)) for step in range(count)]
+    return [10.0 ** (-6 + (highest + 6) * step / max(1, count - 1)) for step in range(count)]
 
 
 def main(words: list[str] | None = None) -> int:

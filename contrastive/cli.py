@@ -48,7 +48,7 @@ from contrastive.runs.evaluation_record import EvaluationRecord, Provenance
 from contrastive.runs.export import save_classifier, save_encoder, save_onnx
 from contrastive.runs.feature_cache import FeatureCache
 from contrastive.runs.finetuning import Outcome, Settings, labelled, train_classifier
-from contrastive.runs.folder import RunFolder, create, now
+from contrastive.runs.folder import RunFolder, check_writable, create, now
 from contrastive.runs.frozen import FrozenTask
 from contrastive.runs.load import TrainedRun, build, load_run
 from contrastive.runs.signature import DEBUG, JSON, SEE_HELP, CommandLine, UsageError, to_json
@@ -199,10 +199,13 @@ def evaluate(
     for option, count in {"num-seeds": num_seeds, "devices": devices, "batch-size": batch_size}.items():
         if count < 1:
             raise UsageError(f"--{option} takes 1 or more, got {count}.")
+    if seed < 0:
+        raise UsageError(f"--seed takes 0 or more, got {seed}.")
     protocols, folders = choose_protocols(protocol, max_epochs=max_epochs), named_folders(transfer)
     target = open_target(
         encoder, pretrained=pretrained, image_size=image_size, batch_size=batch_size, output=output, seed=seed
     )
+    check_writable(target.folder.path, "--output")
     fabric = Fabric(devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
     with Told(console) as told:
@@ -509,7 +512,10 @@ def _write_scores(record: EvaluationRecord, folder: RunFolder) -> None:
     console.print(screen(record))
     console.print(f"\nIn {folder.path}: {', '.join(file.name for file in saved.files[:2])}, pictures", soft_wrap=True)
     if saved.aside is not None:
-        console.print(f"An earlier evaluation of other weights or images is {saved.aside.name} now", soft_wrap=True)
+        console.print(
+            f"An earlier evaluation, of other weights or images or not readable, is {saved.aside.name} now",
+            soft_wrap=True,
+        )
 
 
 def _cause(error: Exception) -> str:

@@ -405,7 +405,7 @@ def test_a_batch_larger_than_the_data_is_lowered_and_the_rate_with_it_where_the_
         details = replace(protocol, epochs=2).evaluate(PlainTask()).details
         assert details["batch_size"] == 60
         assert details["batch_size_lowered_from"] == protocol.batch_size
-        assert details["learning_rates"] == pytest.approx((rate,))
+        assert details["scaled_learning_rates"] == pytest.approx((rate,))
         assert details["steps"] == details["epochs"] == 2
     assert "batch_size_lowered_from" not in replace(MOCO_V2, epochs=2, batch_size=60).evaluate(PlainTask()).details
 

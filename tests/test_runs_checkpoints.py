@@ -134,7 +134,7 @@ def test_a_full_disk_is_an_error_that_keeps_the_old_checkpoint(io: WholeCheckpoi
 
 def test_an_unwritable_folder_is_an_error_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Checkpoints cannot be written to .*file/checkpoints: .* --run-dir"):
+    with pytest.raises(OSError, match=r"Nothing can be written to .*file/checkpoints: .* --run-dir"):
         prepare(tmp_path / "file" / "checkpoints")
 
 

@@ -1,6 +1,7 @@
 """An encoder through protocols on data sets, as ``contrastive evaluate`` does it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,9 @@ def test_features_are_extracted_once_for_all_calls(
     assert sorted((tmp_path / "cache").rglob("*.safetensors")) == kept
     results = [{one["protocol"]: one["mean"] for one in record["data_sets"][0]["results"]} for record in (first, again)]
     assert results[1]["lda"] == results[0]["lda"]
+    seconds = [record["data_sets"][0]["extraction_seconds"] for record in (first, again)]
+    assert seconds[0] > 0
+    assert seconds[1] is None
     assert "ridge" in results[1]
 
 
@@ -199,7 +203,12 @@ def test_every_protocol_scores_a_small_encoder(name: str, weights: Path, images:
         ("--transfer pets", "--transfer takes NAME=FOLDER, each name once, got 'pets'."),
         ("--transfer a=x a=y", "--transfer takes NAME=FOLDER, each name once, got 'a=y'."),
         ("--num-seeds 0", "--num-seeds takes 1 or more, got 0."),
-        ("--max-epochs 3", "--max-epochs takes 1 or more, got 3, and is for protocols that train: simclr-sgd, moco-v2"),
+        (
+            "--protocol lda --max-epochs 3",
+            "--max-epochs is for protocols that train, which are simclr-sgd, moco-v2",
+        ),
+        ("--max-epochs 0", "--max-epochs takes 1 or more, got 0."),
+        ("--seed -1", "--seed takes 0 or more, got -1."),
         ("--transfer voc2007=x", "voc2007 has several labels an image"),
     ],
 )
@@ -210,6 +219,32 @@ def test_a_mistake_is_one_line_before_any_work(
     assert main(words.split()) in (1, 2)
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(
+    weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(f"evaluate {weights} --data-dir {images} --output {tmp_path / 'file'}".split()) == 1
+    assert capsys.readouterr().err.startswith(f"error: Nothing can be written to {tmp_path / 'file'}: ")
+
+
+def test_two_data_sets_of_one_name_are_refused_before_they_are_encoded(
+    weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"evaluate {weights} --data-dir {images} --output {tmp_path} --transfer {images.name}={images}"
+    assert main(words.split()) == 2
+    assert f"Two data sets are called '{images.name}'." in capsys.readouterr().err
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_images_of_one_class_are_no_task(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_images(tmp_path / "images")
+    for split in ("train", "test"):
+        for label in range(1, NUM_CLASSES):
+            shutil.rmtree(folder / split / f"class{label}")
+    assert main(f"evaluate {weights} --data-dir {folder} --output {tmp_path / 'out'} --image-size 32".split()) == 1
+    assert "All images of images are of one class, ['class0']: nothing to tell apart." in capsys.readouterr().err
 
 
 def test_without_a_folder_of_images_the_error_names_the_option(
@@ -231,5 +266,5 @@ def test_max_epochs_leaves_protocols_without_epochs_alone() -> None:
     chosen = choose_protocols(["lda", "mae"], max_epochs=3)
     assert chosen["lda"] is PROTOCOLS["lda"]
     assert chosen["mae"].source == PROTOCOLS["mae"].source
-    with pytest.raises(UsageError, match="is for protocols that train"):
+    with pytest.raises(UsageError, match="is for protocols that train, which are"):
         choose_protocols(["lda"], max_epochs=3)

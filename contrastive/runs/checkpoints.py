@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from contrastive.runs.folder import check_writable
+
 SUFFIX = ".ckpt"
 DIGESTS = "sha256.json"  # beside the checkpoints: the digests that each of them may have
 UNFINISHED = ".part"
@@ -154,7 +156,7 @@ def check_whole(file: Path) -> None:
 
 
 def prepare(folder: Path) -> list[Path]:
-    """Make a folder ready to be written to, before hours are spent on what it is to hold.
+    """Make a folder ready to be written to. One process of a run calls this, before the others write.
 
     Returns:
         Halves of checkpoints that a killed run left behind, which are deleted.
@@ -162,16 +164,7 @@ def prepare(folder: Path) -> list[Path]:
     Raises:
         OSError: It cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f"trial{UNFINISHED}"
-        trial.write_bytes(b"")
-        trial.unlink()
-    except OSError as error:
-        raise OSError(
-            f"Checkpoints cannot be written to {folder}: {error}. Name another folder with --run-dir, or make this one "
-            "writable."
-        ) from error
+    check_writable(folder, "--run-dir")
     orphans = sorted(folder.glob(f"*{UNFINISHED}"))
     for orphan in orphans:
         orphan.unlink()

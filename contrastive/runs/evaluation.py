@@ -88,9 +88,11 @@ def choose_protocols(names: Sequence[str], *, max_epochs: int | None = None) -> 
     if max_epochs is None:
         return chosen
     trained = {name: protocol for name, protocol in chosen.items() if isinstance(protocol, SGDProtocol)}
-    if not trained or max_epochs < 1:
+    if max_epochs < 1:
+        raise UsageError(f"--max-epochs takes 1 or more, got {max_epochs}.")
+    if not trained:
         those = ", ".join(name for name, one in PROTOCOLS.items() if isinstance(one, SGDProtocol))
-        raise UsageError(f"--max-epochs takes 1 or more, got {max_epochs}, and is for protocols that train: {those}.")
+        raise UsageError(f"--max-epochs is for protocols that train, which are {those}.")
     return chosen | {name: replace(one, epochs=max_epochs) for name, one in trained.items()}
 
 
@@ -120,7 +122,7 @@ def open_data_sets(target: Target, data_dir: Path | None, transfer: Mapping[str,
         transfer: Folders of the others, by name.
 
     Raises:
-        UsageError: There is nothing to evaluate on.
+        UsageError: There is nothing to evaluate on, or two data sets have one name.
         OSError: A folder cannot be read.
         ValueError: It holds no classes, or a data set of its name has no score here.
     """
@@ -131,6 +133,8 @@ def open_data_sets(target: Target, data_dir: Path | None, transfer: Mapping[str,
         data = target.open_data(None)
         found.insert(0, Images(target.data_name or type(data).__name__, None, data))
     customary_metric(found[0].name)
+    if found[0].name in list(transfer) and len(found) > len(transfer):
+        raise UsageError(f"Two data sets are called {found[0].name!r}. Give the one in --transfer another name.")
     return found
 
 
@@ -148,7 +152,7 @@ def evaluate(
         baselines: Scored in the same way, on the same images.
 
     Raises:
-        ValueError: A data set has no labels or no validation images, or does not suit a protocol.
+        ValueError: A data set has no labels, one class or no validation images, or does not suit a protocol.
     """
     seen = [_look_at(images, wanted) for images in data_sets]
     scored = [_record(one, seen, wanted) for one in (target, *baselines)]
@@ -167,6 +171,8 @@ class _Seen:
 def _look_at(images: Images, wanted: Wanted) -> _Seen:
     if images.data.num_images("val") == 0:
         raise ValueError(f"{images.name} has no validation images to score features on. Give a folder val/ or test/.")
+    if len(images.data.classes or ()) == 1:
+        raise ValueError(f"All images of {images.name} are of one class, {images.data.classes}: nothing to tell apart.")
     manifests = {split: manifest(images.data, split) for split in ("train", "val")}
     if wanted.keep_duplicates or "times" in {one.by for one in manifests.values()}:  # too much to read each time
         return _Seen(images, manifests, None)
@@ -221,7 +227,7 @@ def _scored(target: Target, seen: _Seen, task: FrozenTask, wanted: Wanted) -> Da
         duplicates_removed=None if seen.left_out is None else len(seen.left_out),
         manifest_sha256=hashlib.sha256(digests.encode()).hexdigest(),
         transform=f"{view_in_words(target.views)}, {wanted.precision}",
-        extraction_seconds=extraction_s,
+        extraction_seconds=extraction_s if task.has_extracted else None,
         results=tuple(results),
     )
 

@@ -1,6 +1,7 @@
 """A run's folder: ``run.json``, ``metrics.csv``, checkpoints and pictures in one place."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -152,6 +153,27 @@ def write_text(file: Path, text: str) -> None:
     unfinished = file.with_name(f"{file.name}.part")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder, before hours are spent on what it is to hold.
+
+    Args:
+        folder: Where something is to be written.
+        option: What names another one on the command line.
+
+    Raises:
+        OSError: It cannot be made, or not be written to.
+    """
+    trial = folder / f"trial-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to {folder}: {error}. Make it writable, or name another with {option}."
+        ) from error
 
 
 def now() -> str:

@@ -71,6 +71,7 @@ class FrozenTask:
         self.cache = cache
         self.progress = progress
         self._kept: dict[tuple[Split, bool], Features] = {}
+        self.has_extracted = False  # rather than found all in the cache
         self._manifests: dict[str, Manifest] = dict(manifests or {})
 
     @property
@@ -185,6 +186,7 @@ class FrozenTask:
     def _extracted(self, split: Split, blocks: bool) -> Features:
         loader = self.data.bank_dataloader() if split == "train" else self.data.val_dataloader()
         assert not isinstance(loader, list)  # there are images
+        self.has_extracted = True
 
         def encode(images: Any) -> Tensor:
             return self._encode(self.make_views.evaluation_view(images), blocks)

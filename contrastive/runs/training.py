@@ -45,7 +45,7 @@ def train(
         KeyboardInterrupt: The user stopped it.
         OSError: Checkpoints cannot be written to the folder; nothing has been trained then.
     """
-    prepare(folder.checkpoints)
+    rank_zero_only(prepare)(folder.checkpoints)
     trainer = pl.Trainer(
         **trainer_settings(recipe, data, folder),
         callbacks=[*recipe.callbacks, *callbacks, *_checkpoints(folder), NameRecipe(name, arguments), LogProgress()],

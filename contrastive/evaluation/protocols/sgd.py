@@ -102,7 +102,7 @@ class SGDProtocol(EvaluationProtocol):
             "epochs": self.epochs,
             "steps": trained.num_steps,
             "batch_size": trained.batch_size,
-            "learning_rates": trained.learning_rates,
+            "scaled_learning_rates": trained.learning_rates,
         }
         if trained.batch_size < self.batch_size:
             details["batch_size_lowered_from"] = self.batch_size
