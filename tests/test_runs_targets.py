@@ -161,13 +161,13 @@ def test_views_that_do_not_say_how_they_normalise_have_no_colours_to_count() -> 
 
     target = open_target("timm:resnet18", pretrained=False)
     adapted = views_from(lambda images: [images, images])
-    of_adapted = Target("t", target.encoder, adapted, target.open_data, target.folder)
+    of_adapted = Target("t", target.encoder, adapted, target.open_data, target.folder, Path())
     assert baselines(of_adapted) == []
 
 
 def test_simclr_views_of_a_run_are_cut_without_normalisation_too() -> None:
     target = open_target("timm:resnet18", pretrained=False)
-    run = Target("t", target.encoder, simclr_views(32), target.open_data, target.folder)
+    run = Target("t", target.encoder, simclr_views(32), target.open_data, target.folder, Path())
     pixels, _ = baselines(run)
     square = pil_to_tensor(photograph(32, 32))[None]
     torch.testing.assert_close(pixels.views.evaluation_view(square)[0], square[0] / 255)

@@ -3,6 +3,7 @@ loaded without running any code that a file may hold.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -171,36 +172,16 @@ def prepare(folder: Path) -> list[Path]:
     return orphans
 
 
-class _Hashing:
-    """A file that knows the digest of what was written to it, and remembers why it could not be."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.failure: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        self.digest.update(content)
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def _write(checkpoint: Mapping[str, Any], file: Path) -> str:
     """The digest, once all is on the disk."""
-    with file.open("wb", buffering=0) as opened:
-        hashing: Any = _Hashing(opened)
-        try:
-            torch.save(checkpoint, hashing)
-        except RuntimeError as error:
-            raise hashing.failure or error from error  # torch hides what the disk said behind its own error
+    # Through memory, as Lightning does: torch hides what a disk says, and an interrupt, behind errors of its own.
+    whole = io.BytesIO()
+    torch.save(checkpoint, whole)
+    with file.open("wb") as opened:
+        opened.write(whole.getbuffer())
+        opened.flush()
         os.fsync(opened.fileno())
-        return str(hashing.digest.hexdigest())
+    return hashlib.sha256(whole.getbuffer()).hexdigest()
 
 
 def _check_loads_again(file: Path) -> None:

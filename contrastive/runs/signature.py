@@ -80,7 +80,8 @@ class CommandLine:
         if unknown:
             raise UsageError(f"There is no argument {unknown[0]!r}. {did_you_mean(unknown[0], list(self.parameters))}")
         try:
-            return self._values(self.parser.parse_object(dict(arguments)))
+            lists = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+            return self._values(self.parser.parse_object(lists))
         except ArgumentError as error:
             raise UsageError(self._explained(str(error))) from error
 
