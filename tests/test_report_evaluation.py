@@ -143,6 +143,10 @@ def test_reasons_to_doubt_a_number_stand_beneath_it() -> None:
     ]
     assert caveats(result("coin", evaluation(details={"converged": True}))) == []
     assert caveats(result("coin", doubtful)) == expected
+    weak = evaluation(details={"converged": False, "not_converged_l2": [1e-5, 1e-6]})
+    assert caveats(result("coin", weak)) == [
+        "A solver stopped short of its optimum at l2 1e-06, 1e-05; evaluation.json says how far."
+    ]
     found = record(data_set("shapes", result("coin", doubtful, doubtful), duplicates_removed=1234))
     text = " ".join(line.strip() for line in seen(found))
     assert all(f"coin: {caveat}" in text for caveat in expected)

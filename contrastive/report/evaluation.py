@@ -295,7 +295,9 @@ def caveats(result: ProtocolResult) -> list[str]:
         details |= {name: value for name, value in trial.evaluation.details.items() if name not in details}
     found = []
     if any(trial.evaluation.details.get("converged") is False for trial in result.trials):
-        found.append("A solver stopped short of its optimum; evaluation.json says how far.")
+        weak = {one for trial in result.trials for one in trial.evaluation.details.get("not_converged_l2", ())}
+        where = f" at l2 {', '.join(map(_value, sorted(weak)))}" if weak else ""
+        found.append(f"A solver stopped short of its optimum{where}; evaluation.json says how far.")
     for name, wanted in details.items():
         if name.endswith("_lowered_from"):
             what = name.removesuffix("_lowered_from")
