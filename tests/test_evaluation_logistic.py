@@ -304,3 +304,11 @@ def test_labels_outside_of_the_classes_are_refused(label: int, span: str) -> Non
     labels[5] = label
     with pytest.raises(ValueError, match=f"0 to num_classes - 1 = 3, but they {span}"):
         LogisticSweep([1e-2]).fit(features, labels, 4)
+
+
+def test_classes_are_those_of_the_labels_unless_told() -> None:
+    features, labels = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    sweep = LogisticSweep([0.1])
+    assert torch.equal(sweep.fit(features, labels).weights, sweep.fit(features, labels, 3).weights)
+    with pytest.raises(ValueError, match="but they are missing"):
+        sweep.fit(features[:0], labels[:0])

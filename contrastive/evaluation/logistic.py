@@ -106,17 +106,21 @@ class LogisticSweep:
         self.max_iterations = max_iterations
 
     @torch.no_grad()
-    def fit(self, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], num_classes: int) -> LogisticSolutions:
+    def fit(
+        self, features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], num_classes: int | None = None
+    ) -> LogisticSolutions:
         """Solve on the features' device.
 
         Args:
             features: Any floating dtype.
             labels: From 0 to ``num_classes`` - 1; a class may be absent.
-            num_classes: C, at least 2.
+            num_classes: C; by default the largest label + 1.
 
         Raises:
-            ValueError: Features are not finite, or labels are outside of the classes.
+            ValueError: Features are not finite, or labels are missing or outside of the classes.
         """
+        if num_classes is None:
+            num_classes = 1 + int(labels.max()) if len(labels) else 0
         _check(features, labels, num_classes)
         present, labels = labels.unique(return_inverse=True)  # an absent class would have no finite optimum
         num_weights = len(present) * (features.shape[1] + 1)
