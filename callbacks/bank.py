@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
+from contrastive import banks
 from contrastive.callbacks.batches import images_of, index_of
 from contrastive.callbacks.layer import Layer
 from contrastive.callbacks.places import Places
@@ -24,15 +25,7 @@ def bank_loader(trainer: pl.Trainer, bank: Iterable[Any] | None, *, reader: str)
     """
     if bank is not None:
         return bank
-    data: Any = getattr(trainer, "datamodule", None)
-    if not hasattr(data, "bank_dataloader"):
-        got = "no data module" if data is None else f"a {type(data).__name__}, which has no bank_dataloader()"
-        raise TypeError(
-            f"{reader} needs the training images, unaugmented, but the trainer has {got}. Fit with a data module of "
-            f"contrastive.data, or pass {reader}(bank=a loader of them)."
-        )
-    loader: Iterable[Any] = data.bank_dataloader()
-    return loader
+    return banks.bank_loader(trainer, reader=reader, otherwise=f", or pass {reader}(bank=a loader of them)")
 
 
 def frozen_features(

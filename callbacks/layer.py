@@ -78,14 +78,14 @@ class Layer:
         """What the submodule returns while ``module(images)`` runs.
 
         Raises:
-            RuntimeError: The module cannot be called so.
+            RuntimeError: The module has no forward, or not one of images alone.
             ValueError: The submodule did not return one row an image.
         """
         call = f"{type(module).__name__}.forward(images)"
         self.open()
         try:
             module(images)
-        except Exception as error:
+        except (NotImplementedError, TypeError) as error:  # no forward, or one that takes something else
             raise RuntimeError(
                 f"The bank's features are what {self.name!r} returns in {call}, which failed: {error}. Define forward "
                 "so that it takes images as the batches have them, and calls that submodule."

@@ -38,7 +38,7 @@ class Guess(EvaluationProtocol):
     depth: dict[str, Any] | None = None
 
     def evaluate(self, task: Task, *, seed: int = 0, progress: Progress | None = None) -> Evaluation:
-        raise NotImplementedError
+        return evaluation()
 
 
 def confusion_of(rows: list[list[int]]) -> Tensor:

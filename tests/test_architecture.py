@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 EVERYTHING = "contrastive"
 ENGINE = {  # what stands below the methods
     "contrastive.distributed",
+    "contrastive.banks",
     "contrastive.batch_norm",
     "contrastive.chunks",
     "contrastive.clustering",
@@ -22,7 +23,12 @@ ENGINE = {  # what stands below the methods
 }
 MAY_IMPORT = {  # the longest matching path decides
     "augmentations": {"contrastive.augmentations"},
-    "callbacks": {"contrastive.callbacks", "contrastive.evaluation", "contrastive.distributed"},
+    "callbacks": {
+        "contrastive.callbacks",
+        "contrastive.banks",
+        "contrastive.evaluation",
+        "contrastive.distributed",
+    },
     "contrastive/__init__.py": {EVERYTHING},
     "contrastive/__main__.py": {"contrastive.cli"},
     "contrastive/cli": {EVERYTHING},

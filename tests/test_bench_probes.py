@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import bench_probes
-from benchmarks.bench_probes import Problem, Solved, accuracies, drawn, objective, ours, scaled, scipy_lbfgs, strengths
+from benchmarks.bench_probes import accuracies, drawn, objective, scaled, strengths
+from benchmarks.probe_contenders import KNN, Problem, Solved, ours, scipy_lbfgs
 from benchmarks.rows import read_rows
 from benchmarks.tables import bench_probes_table
 
@@ -108,7 +109,7 @@ def test_who_predicts_differently_is_not_timed(tmp_path: Path, monkeypatch: pyte
     def rival(bank: Any, queries: torch.Tensor, num_classes: int, k: int) -> torch.Tensor:
         return torch.zeros(len(queries), dtype=torch.int64)
 
-    monkeypatch.setitem(bench_probes.KNN, "rival", (rival, ""))
+    monkeypatch.setitem(KNN, "rival", (rival, ""))
     with pytest.raises(AssertionError, match=r"^rival predicts .*% of the images differently than ours"):
         bench_probes.main([*TINY, "--parts", "knn", "--output", str(tmp_path / "rows.jsonl")])
 

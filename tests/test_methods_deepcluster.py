@@ -126,7 +126,9 @@ def test_a_trainer_without_a_bank_of_images_is_explained() -> None:
     data = Bankless()
     with pytest.raises(TypeError, match=r"has a Bankless, which has no bank_dataloader\(\)\. Fit with a data module"):
         tiny.trainer(max_epochs=1).fit(deepcluster.build(), data)
-    with pytest.raises(TypeError, match=r"^DeepCluster clusters all .* has no data module\. Fit with a data module of"):
+    with pytest.raises(
+        TypeError, match=r"^DeepCluster needs the training images, .* has no data module\. Fit with a data module of"
+    ):
         tiny.trainer(max_epochs=1).fit(deepcluster.build(), data.train_dataloader(), data.val_dataloader())
 
 

@@ -406,22 +406,39 @@ def test_a_layer_called_twice_in_validation_is_refused() -> None:
         fitted([LinearProbe(NUM_CLASSES, layer=LAYER)], Twice(), PairData())
 
 
-@pytest.mark.parametrize("layer", [LAYER, "spare"])
-def test_a_bank_that_forward_cannot_encode_says_so(layer: str) -> None:
-    class Headless(Unused):
-        def forward(self, images: Tensor) -> Tensor:
-            if len(images) == 10:  # the bank's
-                raise NotImplementedError("no forward here")
-            return super().forward(images)
+class Headless(Unused):
+    """Its steps call the backbone; it has no forward."""
 
+    forward = pl.LightningModule.forward
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.backbone(batch[0][0]).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.backbone(batch[0])
+
+
+class Prompted(Headless):
+    """Its forward takes more than images."""
+
+    def forward(self, images: Tensor, prompts: Tensor) -> Tensor:
+        return self.backbone(images + prompts)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "error", "message"),
+    [
+        (Headless, LAYER, RuntimeError, r"Headless\.forward\(images\), which failed: .* missing .*\. Define forward"),
+        (Prompted, LAYER, RuntimeError, r"Prompted\.forward\(images\), which failed: .*'prompts'\. Define forward"),
+        (Unused, "spare", ValueError, r"'spare' was not called in Unused\.forward\(images\) with 10 images"),
+    ],
+)
+def test_a_bank_that_forward_cannot_encode_says_so(
+    build: type[Unused], layer: str, error: type[Exception], message: str
+) -> None:
     data = PairData()
-    module, error, message = (
-        (Headless(), RuntimeError, r"Headless\.forward\(images\), which failed: no forward here\. Define forward")
-        if layer == LAYER
-        else (Unused(), ValueError, r"'spare' was not called in Unused\.forward\(images\) with 10 images")
-    )
     with pytest.raises(error, match=message):
-        fitted([LinearProbe(solver="lda", bank=data.bank(), layer=layer)], module, data)
+        fitted([LinearProbe(solver="lda", bank=data.bank(), layer=layer)], build(), data)
 
 
 # Anybody's batches

@@ -7,7 +7,6 @@ Shape letters
     V  views of an image      B  images on this rank      D  feature width      K  clusters      N  training images
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int64
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from contrastive.banks import bank_loader
 from contrastive.clustering import kmeans, whitened
 from contrastive.distributed import from_rank_zero, gather_rows
 from contrastive.losses import cross_entropy
@@ -125,7 +125,7 @@ class DeepCluster(ContrastiveModule):
         """
         index, features = [], []
         with isolate_rng(), eval_mode(self), self.trainer.precision_plugin.forward_context():
-            for batch in self._bank():
+            for batch in bank_loader(self.trainer, reader="DeepCluster"):
                 check_batch(batch)
                 index.append(batch["index"].to(self.device))
                 features.append(self(batch["image"].to(self.device)).float())
@@ -141,19 +141,3 @@ class DeepCluster(ContrastiveModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A run resumed within an epoch goes on with the epoch's pseudo-labels."""
         self.assignments = checkpoint.get(CHECKPOINT_KEY)
-
-    def _bank(self) -> Iterable[Any]:
-        """The training images' loader.
-
-        Raises:
-            TypeError: The trainer has none.
-        """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "bank_dataloader"):
-            got = "no data module" if data is None else f"a {type(data).__name__}, which has no bank_dataloader()"
-            raise TypeError(
-                f"DeepCluster clusters all training images, unaugmented, at the start of each epoch, but the trainer "
-                f"has {got}. Fit with a data module of contrastive.data."
-            )
-        loader: Iterable[Any] = data.bank_dataloader()
-        return loader
