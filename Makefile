@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types clean
+.PHONY: demo test drills lint types clean
 
 # Passive: two threads that spin for each other crawl once anything else wants a core.
 demo: $(VENV)/installed
@@ -13,6 +13,10 @@ demo: $(VENV)/installed
 
 test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# One after the other: what is timed and killed here must not wait for other tests.
+drills: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/drills -m '' --reliability docs/reliability.md
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
