@@ -32,6 +32,7 @@ MAY_IMPORT = {  # the longest matching path decides
     "contrastive/__init__.py": {EVERYTHING},
     "contrastive/__main__.py": {"contrastive.cli"},
     "contrastive/cli": {EVERYTHING},
+    "contrastive/commands": {EVERYTHING},
     "contrastive/recipes": {EVERYTHING},
     "contrastive/report": {EVERYTHING},
     "contrastive/runs": {EVERYTHING},

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from contrastive import cli, load_encoder
+from contrastive import load_encoder
 from contrastive.augmentations import (
     IMAGENET,
     RandomHorizontalFlip,
@@ -76,7 +76,7 @@ def test_one_network_starts_from_the_runs_weights_the_other_from_scratch_and_all
         calls.append((copy.deepcopy(encoder.state_dict()), data, settings, seed))
         return train_classifier(encoder, views, data, settings, seed=seed, callbacks=callbacks)
 
-    monkeypatch.setattr(cli, "train_classifier", spied)
+    monkeypatch.setattr("contrastive.commands.finetune.train_classifier", spied)
     assert main(f"finetune {pretrained} --labels 0.5 --max-epochs 1 --freeze 1 --seed 7".split()) == 0
     (tuned, data, settings, seed), (scratch, *same) = calls
     assert same == [data, replace(settings, freeze=0), seed]
