@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from jaxtyping import Float, Float32, Int64, UInt8
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from contrastive.augmentations import MakeViews, RaggedImages, SampleKey, views_from
 from contrastive.chunks import check_chunk_size, encode_views
@@ -120,8 +121,14 @@ class ContrastiveModule(pl.LightningModule):
         length = training_length(self.trainer)
         optimizer, schedule = self.make_optimizer(self, length)
         last = max(1, length.steps - 1)  # global_step counts from 0, and moves on after the optimizer's step
+
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            # A step in which no parameter has a gradient is none: so a callback may leave one out.
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                self.after_optimizer_step(min(1.0, self.global_step / last))
+
         # The optimizer's own hook and not Lightning's: it is silent when a gradient scaler skips a step.
-        optimizer.register_step_post_hook(lambda *_: self.after_optimizer_step(min(1.0, self.global_step / last)))
+        optimizer.register_step_post_hook(after_step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
