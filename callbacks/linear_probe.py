@@ -17,6 +17,7 @@ from contrastive.callbacks.watcher import Watcher
 from contrastive.evaluation import LinearHeads
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+COUNTS = "train_counts"  # in the checkpoint, beside the heads'
 NAMES = {"sgd": "linear_probe", "lda": "lda", "logistic": "linear_evaluation"}
 
 
@@ -128,6 +129,8 @@ class LinearProbe(Watcher):
         super().on_train_start(trainer, pl_module)
         if self.heads is not None:
             self.heads.to(pl_module.device)
+        if self._train_counts is not None:
+            self._train_counts = self._train_counts.to(pl_module.device)
         if self.transfer is not None:
             self.transfer.prepare(trainer)
 
@@ -194,8 +197,11 @@ class LinearProbe(Watcher):
         self._measured_epoch = trainer.current_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """The heads and their optimizer."""
-        return {} if self.heads is None else self.heads.state_dict()
+        """The heads and their optimizer, and the counts of an epoch that is not over."""
+        if self.heads is None:
+            return {}
+        counts = {} if self._train_counts is None else {COUNTS: self._train_counts.cpu()}
+        return {**self.heads.state_dict(), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -204,4 +210,5 @@ class LinearProbe(Watcher):
             ValueError: It was saved with another number of heads or classes.
         """
         if self.heads is not None:
-            self.heads.load_state_dict(state_dict)
+            self._train_counts = state_dict.get(COUNTS)
+            self.heads.load_state_dict({key: value for key, value in state_dict.items() if key != COUNTS})
