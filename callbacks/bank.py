@@ -43,9 +43,17 @@ def frozen_features(
     """
     with isolate_rng(), eval_mode(module), trainer.precision_plugin.forward_context():
         if layer is None:
-            return extract_features(module, loader, device=module.device, gather=gather)
+            return extract_features(module, interruptible(trainer, loader), device=module.device, gather=gather)
         batches = _mappings(trainer, loader, layer)
         return extract_features(partial(layer.encode, module), batches, device=module.device, gather=gather)
+
+
+def interruptible(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
+    """The batches, as callbacks with a method ``between_batches`` have them: a run may be stopped there."""
+    for callback in getattr(trainer, "callbacks", ()):  # which Lightning adds later than its types can tell
+        between = getattr(callback, "between_batches", None)
+        batches = batches if between is None else between(trainer, batches)
+    return batches
 
 
 def bank_features(
@@ -94,7 +102,7 @@ def _mappings(trainer: pl.Trainer, loader: Any, layer: Layer) -> Iterator[dict[s
     """Anybody's batches, moved as the trainer moves them, as ``extract_features`` takes them."""
     places = Places(loader)
     order = torch.zeros(2, dtype=torch.int64, device=trainer.strategy.root_device)  # images; which label stands where
-    for batch in loader:
+    for batch in interruptible(trainer, loader):
         batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
         labels, index = layer.labels_of(batch), index_of(batch)
         place, _ = places.next(len(labels), labels.device)
