@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import Optimizer
@@ -248,8 +249,15 @@ class LARS(Optimizer):
         torch._foreach_add_(weights, velocities, alpha=-group["lr"])
 
 
+class ScheduleWarning(UserWarning):
+    """A resumed run's schedule is not the one that its checkpoint was trained by."""
+
+
 class _Schedule(LambdaLR):
-    """LambdaLR for weight decay too: ``weight_decays``, like ``factors``, has a function of the step for each group."""
+    """LambdaLR for weight decay too: ``weight_decays``, like ``factors``, has a function of the step for each group.
+
+    A checkpoint holds the step alone: rates are the run's, as they would be had it been so from its first step on.
+    """
 
     def __init__(
         self,
@@ -266,9 +274,23 @@ class _Schedule(LambdaLR):
             group["weight_decay"] = weight_decay(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        del state["weight_decays"]  # functions are the run's, not the checkpoint's
-        return state
+        return {"last_epoch": self.last_epoch, "_last_lr": self.get_last_lr()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1  # torch counts the call in its own constructor too
+        rates = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        self._last_lr = rates
+        for group, rate, weight_decay in zip(self.optimizer.param_groups, rates, self.weight_decays, strict=True):
+            group["lr"], group["weight_decay"] = rate, weight_decay(self.last_epoch)
+        before = state_dict["_last_lr"]
+        if not all(math.isclose(rate, old, rel_tol=1e-9) for rate, old in zip(rates, before, strict=True)):
+            moves = "climbs back" if max(rates) > max(before) else "falls"
+            rank_zero_warn(
+                f"At optimizer step {self.last_epoch} the learning rate {moves} from {max(before):.6g} to "
+                f"{max(rates):.6g}: this run's schedule has another length or other rates than the checkpoint's.",
+                category=ScheduleWarning,
+            )
 
 
 class _Kind(NamedTuple):

@@ -3,6 +3,9 @@
 from contrastive.runs.checkpoints import CheckpointError as CheckpointError
 from contrastive.runs.checkpoints import WholeCheckpoints as WholeCheckpoints
 from contrastive.runs.checkpoints import newest as newest
+from contrastive.runs.continuity import Continuity as Continuity
+from contrastive.runs.continuity import ContinuityError as ContinuityError
+from contrastive.runs.continuity import ContinuityWarning as ContinuityWarning
 from contrastive.runs.finite import FiniteLoss as FiniteLoss
 from contrastive.runs.finite import NonFiniteError as NonFiniteError
 from contrastive.runs.finite import NonFiniteWarning as NonFiniteWarning

@@ -34,7 +34,7 @@ class Preempted(SystemExit):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt``: before the first step, at every epoch's end, every so many minutes, on signals, on failures.
+    """Writes ``last.ckpt``: before the first step, at every epoch's end, every few minutes, on signals, on failures.
 
     ``Trainer(plugins=[WholeCheckpoints()], callbacks=[..., LastCheckpoint("run/checkpoints")])``, and to go on,
     ``trainer.fit(module, data, ckpt_path=newest("run/checkpoints").path)``. The one before stays as ``previous.ckpt``.
