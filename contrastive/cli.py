@@ -10,6 +10,9 @@
     contrastive export RUN                          the encoder as plain weights, and as ONNX
 
 RUN is a run's folder or a checkpoint. Add --help to any of them.
+
+Exit codes: 0 finished; 75 a signal stopped a fit and its checkpoint is written, call the same command again with
+--run-dir to go on; 130 interrupted by a second Ctrl-C; 1 failed; 2 not understood.
 """
 
 import sys
@@ -28,9 +31,12 @@ from contrastive.commands.listings import list_protocols, list_recipes
 from contrastive.commands.options import known_recipe
 from contrastive.commands.views import views
 from contrastive.report.screen import without_noise
+from contrastive.runs.finite import NonFiniteError
+from contrastive.runs.last_checkpoint import Preempted
 from contrastive.runs.signature import DEBUG, CommandLine, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them
+FOR_USERS = (ValueError, TypeError, OSError, ModuleNotFoundError, MisconfigurationException, NonFiniteError)
 LONGEST_CAUSE = 1000  # characters; some libraries put whole models into their messages
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -45,7 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 not understood, 130 interrupted.
+    """Run one command and return its exit code; the text of ``--help`` lists them.
 
     Args:
         arguments: The words after the program's name; those of the process unless given.
@@ -56,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run(words)
     except UsageError as error:
         return _complain(str(error), MISUSED)
+    except Preempted as stop:
+        return stop.code if isinstance(stop.code, int) else FAILED
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except Exception as error:  # the outermost border: whatever it is, one line for the user, and all with --debug
@@ -85,7 +93,7 @@ def _run(words: list[str]) -> None:
 def _cause(error: Exception) -> str:
     """One line. Errors that are not made for users to read keep their type, and point at the traceback."""
     words = " ".join(str(error).split())
-    if isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError | MisconfigurationException) and words:
+    if isinstance(error, FOR_USERS) and words:
         return words if len(words) <= LONGEST_CAUSE else f"{words[:LONGEST_CAUSE]} ... (add {DEBUG} to see all)"
     return f"{type(error).__name__}: {words} (add {DEBUG} to see where)"
 

@@ -11,11 +11,12 @@ from contrastive.commands.options import check_counts
 from contrastive.recipes.recipe import Precision
 from contrastive.report.evaluation import save, screen
 from contrastive.report.screen import Told
+from contrastive.runs.disk import check_writable
 from contrastive.runs.evaluation import Wanted, choose_protocols, named_folders, open_data_sets
 from contrastive.runs.evaluation import evaluate as score
 from contrastive.runs.evaluation_record import EvaluationRecord, Provenance
 from contrastive.runs.feature_cache import FeatureCache
-from contrastive.runs.folder import RunFolder, check_writable
+from contrastive.runs.folder import RunFolder
 from contrastive.runs.signature import UsageError
 from contrastive.runs.targets import baselines as untrained
 from contrastive.runs.targets import open_target

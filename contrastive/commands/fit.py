@@ -1,7 +1,9 @@
 """``contrastive fit``: a recipe trained in a folder of its own."""
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
@@ -14,41 +16,87 @@ from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
 from contrastive.report.pictures import save_curves, save_pairs
 from contrastive.report.screen import RunProgress, Told
+from contrastive.runs.checkpoints import Newest
+from contrastive.runs.disk import check_writable
 from contrastive.runs.environment import processor
 from contrastive.runs.evaluation import Images, Wanted, choose_protocols
 from contrastive.runs.evaluation import evaluate as score
 from contrastive.runs.evaluation_record import Provenance
-from contrastive.runs.folder import RunFolder, create
-from contrastive.runs.load import build
-from contrastive.runs.signature import JSON, CommandLine, to_json
+from contrastive.runs.folder import RunFolder, check_free, new_path
+from contrastive.runs.load import build, newest_of, read_checkpoint
+from contrastive.runs.lock import only_process_in
+from contrastive.runs.signature import JSON, CommandLine, UsageError, to_json
 from contrastive.runs.targets import baselines as untrained
 from contrastive.runs.targets import open_target
-from contrastive.runs.training import train
+from contrastive.runs.training import train, trainer_of
 
 
 def fit(name: str, words: Sequence[str]) -> None:
-    """Train a recipe in a folder of its own, and say what came out."""
+    """Train a recipe in a folder of its own, or go on with that, and say what came out.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+        FolderInUseError: Another process trains in it.
+        CheckpointError: It holds checkpoints, but none that is whole.
+        Preempted: A signal stopped it, and a checkpoint was written.
+    """
     function = recipes.load(name)
     prog, description = f"contrastive fit {name}", sys.modules[function.__module__].__doc__
     values = CommandLine(function, run_options, prog=prog, description=description).parse(words)
-    run_dir = values.pop("run_dir")
+    run_dir, skip_non_finite = values.pop("run_dir"), values.pop("skip_non_finite")
+    if skip_non_finite < 0:
+        raise UsageError(f"--skip-non-finite takes 0 or more, got {skip_non_finite}.")
+    if run_dir is not None:
+        check_free(run_dir, name)  # and not after reading images for minutes
     arguments = to_json(values)
     recipe = build(name, arguments)
     _announce(name, recipe)
     data = recipe.open_data()
-    # Only the first rank has a folder to make; the others write nothing.
-    folder = _make_folder(name, arguments, run_dir) or RunFolder(run_dir or Path("runs", name))
-    trainer = train(recipe, data, folder, name=name, arguments=arguments, callbacks=[RunProgress(console)])
-    if trainer.is_global_zero:
-        _finish(name, recipe, data, folder)
+    folder = RunFolder(run_dir or new_path(name))
+    trainer = trainer_of(
+        recipe,
+        data,
+        folder,
+        name=name,
+        arguments=arguments,
+        skip_non_finite=skip_non_finite,
+        callbacks=[RunProgress(console)],
+    )
+    # The first rank writes to the folder; where Lightning starts the others, it does so when the first one holds it.
+    with _hold(folder, name) if trainer.is_global_zero else nullcontext():
+        found = newest_of(folder)  # the same for all ranks: none writes before all have begun
+        _begin(folder, name, arguments, found)
+        try:
+            train(trainer, recipe, data, folder, found.path)
+        except BaseException:
+            _tell(f"To go on: {_command(name, words, folder)}")
+            raise
+        if trainer.is_global_zero:
+            _finish(name, recipe, data, folder)
 
 
-def run_options(*, run_dir: Path | None = None) -> None:
+def run_options(*, run_dir: Path | None = None, skip_non_finite: int = 0) -> None:
     """Options of ``contrastive fit`` that are no recipe's.
 
     Args:
-        run_dir: The run's folder, new or empty; runs/RECIPE-YYYYmmdd-HHMMSS unless given.
+        run_dir: The run's folder; a run of this recipe that lies there goes on from its newest checkpoint;
+            runs/RECIPE-YYYYmmdd-HHMMSS unless given.
+        skip_non_finite: Leave out up to so many steps whose loss or gradient is not finite; the run ends at the first
+            unless given.
     """
+
+
+@contextmanager
+def _hold(folder: RunFolder, name: str) -> Iterator[None]:
+    check_writable(folder.path, "--run-dir")
+    with only_process_in(folder.path):
+        check_free(folder.path, name)  # another process may have come first, and be gone
+        yield
+
+
+@rank_zero_only
+def _tell(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
 
 
 @rank_zero_only
@@ -59,10 +107,33 @@ def _announce(name: str, recipe: Recipe) -> None:
 
 
 @rank_zero_only
-def _make_folder(name: str, arguments: dict[str, JSON], run_dir: Path | None) -> RunFolder:
-    folder = create(name, arguments, at=run_dir)
-    console.print(f"Everything goes to {folder.path}\n", soft_wrap=True)
-    return folder
+def _begin(folder: RunFolder, name: str, arguments: dict[str, JSON], found: Newest) -> None:
+    """Write down that the run begins or goes on, and say from where and with what other arguments."""
+    for reason in found.skipped.values():
+        _tell(f"Skipped: {reason}")
+    again = folder.record_file.exists()
+    if found.path is None:
+        folder.begin(name, arguments)
+        _tell(
+            f"There is no checkpoint in {folder.path} yet: the run begins anew\n"
+            if again
+            else f"Everything goes to {folder.path}\n"
+        )
+        return
+    content = read_checkpoint(found.path)
+    step, epoch = content["global_step"], content["epoch"]
+    changed = folder.begin(name, arguments, checkpoint=found.path.name, step=step)
+    _tell(f"Goes on in {folder.path} from {found.path.name}: step {step:,}, epoch {epoch + 1}")
+    for option, (old, new) in changed.items():
+        _tell(f"Changed: {option} {old} -> {new}")
+    _tell("")
+
+
+def _command(name: str, words: Sequence[str], folder: RunFolder) -> str:
+    """What goes on with a run, to be typed as it is."""
+    given = any(word.partition("=")[0] == "--run-dir" for word in words)
+    more = [] if given else ["--run-dir", str(folder.path)]
+    return f"{program()} {shlex.join(['fit', name, *words, *more])}"
 
 
 def _finish(name: str, recipe: Recipe, data: ImageData, folder: RunFolder) -> None:

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from contrastive.report.confusion import save_confusion, save_per_class
+from contrastive.runs.disk import write_text
 from contrastive.runs.evaluation_record import DataSet, EvaluationRecord, ProtocolResult, Provenance, Trial, store
-from contrastive.runs.folder import RunFolder, write_text
+from contrastive.runs.folder import RunFolder
 
 TOP1, MEAN_PER_CLASS = "top1", "mean_per_class"
 NAMES = {

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+TALKERS = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")  # modules of Lightning
 # Parts of Lightning's messages that tell the user of the shell nothing to act on, each with the reason.
 IRRELEVANT_MESSAGES = (
     "GPU available",  # the header says what the run uses
@@ -26,10 +27,13 @@ IRRELEVANT_MESSAGES = (
     "that has Tensor Cores",  # --precision is the shell's way to use them
     "LOCAL_RANK",  # the header says which devices are used
     "Detected KeyboardInterrupt",  # the shell's own line says it
+    "from the checkpoint at",  # the shell's own line says it: where a run goes on
+    "Restoring states from",  # likewise
+    "`weights_only` was not set",  # nothing is ever loaded otherwise
 )
 IRRELEVANT_WARNINGS = (
-    ".*Experiment logs directory .* exists and is not empty",  # run.json lies there already, on purpose
     ".*treespec, LeafSpec.*deprecated",  # between Lightning and torch; nothing of the user's or ours
+    ".*Checkpoint directory .* exists and is not empty",  # of a run that goes on
     ".*does not have many workers",  # their number is a recipe's option
     ".*stopped short of the optimum",  # the table says so
 )
@@ -63,7 +67,8 @@ class RunProgress(ProgressBar):
         """The bar appears."""
         self.started = time.perf_counter()
         self.bar.start()
-        self.task = self.bar.add_task(self._text(trainer), total=trainer.estimated_stepping_batches)
+        steps = trainer.estimated_stepping_batches
+        self.task = self.bar.add_task(self._text(trainer), total=steps, completed=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -163,8 +168,9 @@ def probe_name(metric: str) -> str:
 @contextmanager
 def without_noise() -> Iterator[None]:
     """Keeps the named messages and warnings off the screen; the other warnings take one line each."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    logger.addFilter(_is_relevant)
+    loggers = [logging.getLogger(f"pytorch_lightning.{name}") for name in TALKERS]
+    for logger in loggers:
+        logger.addFilter(_is_relevant)
     try:
         with warnings.catch_warnings():
             for message in IRRELEVANT_WARNINGS:
@@ -172,7 +178,8 @@ def without_noise() -> Iterator[None]:
             warnings.showwarning = _show_in_one_line
             yield
     finally:
-        logger.removeFilter(_is_relevant)
+        for logger in loggers:
+            logger.removeFilter(_is_relevant)
 
 
 def _epoch_number(trainer: pl.Trainer) -> int:

@@ -22,8 +22,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from contrastive.evaluation.protocols.protocol import Evaluation, EvaluationProtocol
+from contrastive.runs.disk import write_text
 from contrastive.runs.environment import commit, hardware, versions
-from contrastive.runs.folder import RunFolder, now, write_text
+from contrastive.runs.folder import RunFolder, now
 
 FORMAT = "contrastive evaluation 1"
 MOST_CLASSES = 100  # of a confusion matrix that is written: one of 1,000 classes takes megabytes

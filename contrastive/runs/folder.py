@@ -1,16 +1,20 @@
 """A run's folder: ``run.json``, ``metrics.csv``, checkpoints and pictures in one place."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from contrastive.runs.disk import check_writable as check_writable
+from contrastive.runs.disk import write_text
 from contrastive.runs.environment import commit, hardware, versions
+from contrastive.runs.lock import LOCK
 from contrastive.runs.signature import JSON
+
+Status = Literal["running", "finished", "interrupted", "preempted", "failed", "killed"]
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,18 @@ class RunFolder:
 
     @property
     def record_file(self) -> Path:
-        """``run.json``: recipe, arguments, commit, versions, hardware, when, and how it ended."""
+        """``run.json``: recipe, arguments, commit, versions, hardware, when, and how it ended; and each attempt."""
         return self.path / "run.json"
 
     @property
     def metrics_file(self) -> Path:
-        """``metrics.csv``: what was logged, as Lightning's CSVLogger writes it."""
+        """``metrics.csv``: what was logged, a row each time."""
         return self.path / "metrics.csv"
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints, of which ``last.ckpt`` is the newest."""
         return self.path / "checkpoints"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The newest checkpoint."""
-        return self.checkpoints / "last.ckpt"
 
     @property
     def pairs_picture(self) -> Path:
@@ -88,10 +87,47 @@ class RunFolder:
             raise ValueError(f"{self.record_file} names no recipe and arguments. Give a checkpoint instead.")
         return record
 
-    def update(self, **changes: Any) -> None:
-        """Add to ``run.json``."""
-        record = self.record() if self.record_file.exists() else {}
-        _write(self.record_file, record | changes)
+    def begin(
+        self, recipe: str, arguments: Mapping[str, JSON], *, checkpoint: str | None = None, step: int = 0
+    ) -> dict[str, tuple[JSON, JSON]]:
+        """Write down that an attempt to train begins: the first of the run, or one more, whose arguments hold now.
+
+        Args:
+            recipe: The recipe's name.
+            arguments: All its arguments, defaults included.
+            checkpoint: Where it goes on from; None: it begins anew.
+            step: The optimizer step of the checkpoint.
+
+        Returns:
+            The arguments that are others than before, old and new.
+        """
+        here = {"commit": commit(), "versions": versions(), "hardware": hardware()}
+        before = self.record() if self.record_file.exists() else {}
+        earlier = [{**one, "status": _ended(one["status"])} for one in before.get("attempts", [])]
+        first = {"recipe": recipe, "arguments": arguments, **here, "started": now()} | before
+        arguments = json.loads(json.dumps(dict(arguments)))  # as they are read again: tuples are lists there
+        changed = _changes(before.get("arguments", arguments), arguments)
+        attempt: dict[str, Any] = {"started": now(), "ended": None, "status": "running"}
+        attempt |= {"checkpoint": checkpoint, "step": step}
+        attempt |= {name: value for name, value in here.items() if value != first.get(name)}
+        attempt |= {"changed_arguments": changed} if changed else {}
+        first.pop("error", None)
+        state = {"arguments": arguments, "finished": None, "status": "running", "attempts": [*earlier, attempt]}
+        _write(self.record_file, first | state)
+        return changed
+
+    def end(self, status: Status, *, step: int, error: str | None = None) -> None:
+        """Write down how the attempt ended.
+
+        Args:
+            status: How.
+            step: The optimizer step it reached.
+            error: What went wrong.
+        """
+        record = self.record()
+        cause = {} if error is None else {"error": error}
+        record["attempts"][-1] |= {"ended": now(), "status": status, "reached_step": step, **cause}
+        _write(self.record_file, record | {"finished": now(), "status": status, **cause})
 
     def finetunings(self) -> list[dict[str, Any]]:
         """What ``finetune.json`` says; nothing where there is none yet.
@@ -114,66 +150,32 @@ class RunFolder:
         _write(self.finetune_file, [*self.finetunings(), result])
 
 
-def create(recipe: str, arguments: Mapping[str, JSON], *, at: Path | None = None) -> RunFolder:
-    """Make a new run's folder and write what is known at its start.
+def new_path(recipe: str) -> Path:
+    """Where a run goes unless its user says: ``runs/RECIPE-YYYYmmdd-HHMMSS``, and nothing is there yet."""
+    name = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    paths = (Path("runs", name if n == 1 else f"{name}-{n}") for n in count(1))  # two may start in the same second
+    return next(path for path in paths if not path.exists())
 
-    Args:
-        recipe: The recipe's name.
-        arguments: All its arguments, defaults included.
-        at: The folder; by default ``runs/RECIPE-YYYYmmdd-HHMMSS``.
+
+def check_free(path: Path, recipe: str) -> None:
+    """Refuse a folder that is neither new, nor empty, nor of an earlier attempt at the same run.
 
     Raises:
-        FileExistsError: ``at`` is there already and is not empty.
+        FileExistsError: It holds something else.
+        ValueError: Its ``run.json`` cannot be read.
     """
-    folder = RunFolder(_new(Path("runs"), f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}") if at is None else at)
-    if folder.path.exists() and any(folder.path.iterdir()):
+    folder = RunFolder(path)
+    if folder.record_file.exists():
+        other = folder.record()["recipe"]
+        if other != recipe:
+            raise FileExistsError(
+                f"{path} holds a run of recipe {other}, not of {recipe}, and a run keeps its folder to itself. Name a "
+                "new folder with --run-dir."
+            )
+    elif path.exists() and any(one.name != LOCK for one in path.iterdir()):
         raise FileExistsError(
-            f"{folder.path} is not empty, and a run keeps its folder to itself. Name a new folder with --run-dir."
+            f"{path} is not empty, and a run keeps its folder to itself. Name a new folder with --run-dir."
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.update(
-        recipe=recipe,
-        arguments=dict(arguments),
-        commit=commit(),
-        versions=versions(),
-        hardware=hardware(),
-        started=now(),
-        finished=None,
-        status="running",
-    )
-    return folder
-
-
-def _write(file: Path, content: Any) -> None:
-    write_text(file, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """A reader sees the old content or the new one, never half of it."""
-    unfinished = file.with_name(f"{file.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Make a folder, before hours are spent on what it is to hold.
-
-    Args:
-        folder: Where something is to be written.
-        option: What names another one on the command line.
-
-    Raises:
-        OSError: It cannot be made, or not be written to.
-    """
-    trial = folder / f"trial-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"")
-        trial.unlink()
-    except OSError as error:
-        raise OSError(
-            f"Nothing can be written to {folder}: {error}. Make it writable, or name another with {option}."
-        ) from error
 
 
 def now() -> str:
@@ -181,7 +183,16 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _new(parent: Path, name: str) -> Path:
-    """A path in ``parent`` that is not there yet: two runs may start in the same second."""
-    paths = (parent / (name if n == 1 else f"{name}-{n}") for n in count(1))
-    return next(path for path in paths if not path.exists())
+def _ended(status: Status) -> Status:
+    """Of an attempt that another one follows: the folder is held by one process at a time, so the other one is gone."""
+    return "killed" if status == "running" else status
+
+
+def _changes(old: Mapping[str, JSON], new: Mapping[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
+    names = [*new, *(name for name in old if name not in new)]
+    pairs = {name: (old.get(name), new.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _write(file: Path, content: Any) -> None:
+    write_text(file, json.dumps(content, indent=2) + "\n")

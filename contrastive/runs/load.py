@@ -1,17 +1,16 @@
 """A run's folder, or a checkpoint alone, back to the recipe with its trained weights."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from contrastive import recipes
 from contrastive.recipes.recipe import Recipe
-from contrastive.runs.checkpoints import check_whole
+from contrastive.runs.checkpoints import CheckpointError, Newest, WholeCheckpoints, newest
 from contrastive.runs.folder import RunFolder
 from contrastive.runs.signature import JSON, CommandLine, to_json
 
@@ -83,10 +82,11 @@ def load_run(path: Path, *, overrides: Mapping[str, JSON] | None = None) -> Trai
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The checkpoint that ``path`` means: itself, or the newest of a run's folder.
+    """The checkpoint that ``path`` means: itself, or a run's newest whole one; skipped ones are warned of.
 
     Raises:
         FileNotFoundError: Nothing is there, the folder is no run's, or the run has no checkpoint yet.
+        CheckpointError: None of the run's checkpoints is whole.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -96,9 +96,28 @@ def checkpoint_file(path: Path) -> Path:
         return path
     folder = RunFolder(path)
     folder.record()
-    if not folder.last_checkpoint.exists():
-        raise FileNotFoundError(f"{path} has no checkpoint yet: the first is written when an epoch ends.")
-    return folder.last_checkpoint
+    found = newest_of(folder)
+    if found.path is None:
+        raise FileNotFoundError(f"{path} has no checkpoint yet: the first is written when training begins.")
+    for reason in found.skipped.values():
+        warnings.warn(f"{reason} {found.path} is taken instead.", stacklevel=2)
+    return found.path
+
+
+def newest_of(folder: RunFolder) -> Newest:
+    """The newest whole checkpoint of a run, if there is any checkpoint, and which newer ones are none.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is whole.
+    """
+    found = newest(folder.checkpoints)
+    if found.path is None and found.skipped:
+        reasons = " ".join(found.skipped.values())
+        raise CheckpointError(
+            f"None of the checkpoints in {folder.checkpoints} can be used. {reasons} Put back a copy of one, or delete "
+            "them all to begin anew."
+        )
+    return found
 
 
 def names_a_recipe(file: Path) -> bool:
@@ -116,17 +135,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is torn or was altered, cannot be read so, or was not written by ``contrastive fit``.
     """
-    check_whole(file)
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{file} is no checkpoint, or holds more than tensors and plain values, which is never loaded: such a file "
-            "can run code. Give a file that `contrastive fit` wrote."
-        ) from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+    checkpoint = WholeCheckpoints().load_checkpoint(file)
+    if CHECKPOINT_KEY not in checkpoint:
         raise ValueError(
             f"{file} does not say which recipe it came from, so it was not written by `contrastive fit`. "
             "Load it with your own script, by torch.load and load_state_dict."

@@ -1,17 +1,21 @@
 """A recipe trained in a run's folder."""
 
+import signal
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
-from contrastive.runs.checkpoints import WholeCheckpoints, prepare
-from contrastive.runs.folder import RunFolder, now
+from contrastive.runs.checkpoints import WholeCheckpoints
+from contrastive.runs.finite import FiniteLoss
+from contrastive.runs.folder import RunFolder, Status
+from contrastive.runs.last_checkpoint import LastCheckpoint, Preempted
+from contrastive.runs.metrics_file import MetricsFile, RowsOfCheckpoints
 from contrastive.runs.signature import JSON
 from contrastive.runs.watch import LogProgress, NameRecipe
 
@@ -19,83 +23,102 @@ LOG_EVERY_STEPS = 10  # and at least once an epoch
 KEEP_EVERY_EPOCHS = 50  # a 200-epoch run keeps four checkpoints beside the newest
 
 
-def train(
+def trainer_of(
     recipe: Recipe,
     data: ImageData,
     folder: RunFolder,
     *,
     name: str,
     arguments: Mapping[str, JSON],
+    skip_non_finite: int = 0,
     callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
-    """Fit the recipe's method; metrics and checkpoints go to the folder, the outcome to its ``run.json``.
+    """A trainer whose metrics and checkpoints go to a run's folder, and whose run survives; nothing is written yet.
 
     Args:
         recipe: What to train.
         data: The recipe's images.
-        folder: Made by ``contrastive.runs.folder.create``.
+        folder: The run's.
         name: The recipe's name, for the checkpoints.
         arguments: The recipe's arguments, for the checkpoints.
+        skip_non_finite: How many steps may be left out because their loss or gradient is not finite.
         callbacks: More of them, such as a progress bar.
-
-    Returns:
-        The trainer, when training is over.
-
-    Raises:
-        KeyboardInterrupt: The user stopped it.
-        OSError: Checkpoints cannot be written to the folder; nothing has been trained then.
     """
-    rank_zero_only(prepare)(folder.checkpoints)
-    trainer = pl.Trainer(
-        **trainer_settings(recipe, data, folder),
-        callbacks=[*recipe.callbacks, *callbacks, *_checkpoints(folder), NameRecipe(name, arguments), LogProgress()],
-    )
-    try:
-        fit(trainer, recipe.method, data)
-    except KeyboardInterrupt:
-        _write_end(folder, status="interrupted")
-        raise
-    except BaseException as error:
-        _write_end(folder, status="failed", error=f"{type(error).__name__}: {error}")
-        raise
-    _write_end(folder, status="finished")
-    return trainer
-
-
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData) -> None:
-    """``trainer.fit`` that leaves the user's interrupt what it is: Lightning turns the key into an exit with code 1.
-
-    Raises:
-        KeyboardInterrupt: The user stopped it.
-    """
-    try:
-        trainer.fit(module, data)
-    except SystemExit as stop:
-        if not trainer.interrupted:
-            raise
-        raise KeyboardInterrupt from stop
-
-
-def trainer_settings(recipe: Recipe, data: ImageData, folder: RunFolder) -> Mapping[str, Any]:
-    """Keywords of Lightning's Trainer: the recipe's own, and those that belong to a run's folder."""
-    logger = CSVLogger(save_dir=folder.path, name="", version="")  # the three join to the folder itself
     steps = data.num_images("train") // (data.batch_size * recipe.trainer.get("devices", 1))  # an epoch
-    return {
+    logger = MetricsFile(folder.metrics_file)
+    every_callback = [
+        *recipe.callbacks,
+        *callbacks,
+        NameRecipe(name, arguments),
+        LogProgress(),
+        FiniteLoss(folder.path, budget=skip_non_finite),
+        RowsOfCheckpoints(logger),
+        _kept(folder),
+        LastCheckpoint(folder.checkpoints),
+    ]
+    settings = {
         "logger": logger,
+        "callbacks": every_callback,
+        "plugins": [WholeCheckpoints()],
         "default_root_dir": folder.path,
         "log_every_n_steps": max(1, min(LOG_EVERY_STEPS, steps)),
         "enable_model_summary": False,
-        "plugins": [WholeCheckpoints()],
-        **recipe.trainer,
     }
+    return pl.Trainer(**{**settings, **recipe.trainer})
 
 
-def _checkpoints(folder: RunFolder) -> list[ModelCheckpoint]:
-    """The newest after every epoch, in place; and some to look back at."""
-    newest = ModelCheckpoint(
-        folder.checkpoints, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
-    kept = ModelCheckpoint(
+def train(
+    trainer: pl.Trainer, recipe: Recipe, data: ImageData, folder: RunFolder, checkpoint: Path | None = None
+) -> None:
+    """Fit the recipe's method, and write how that ended into ``run.json``.
+
+    Args:
+        trainer: See ``trainer_of``.
+        recipe: What to train.
+        data: The recipe's images.
+        folder: Where ``run.json`` says already that an attempt has begun.
+        checkpoint: Where to go on from; None: from the start.
+
+    Raises:
+        Preempted: A signal stopped it, and a checkpoint was written.
+        KeyboardInterrupt: The user did not wait for that.
+        NonFiniteError: A loss or gradient is not finite, and no more steps may be left out.
+        OSError: Checkpoints cannot be written to the folder; nothing has been trained then.
+    """
+    try:
+        fit(trainer, recipe.method, data, checkpoint)
+    except Preempted:
+        _end(folder, trainer, "preempted")
+        raise
+    except KeyboardInterrupt:
+        _end(folder, trainer, "interrupted")
+        raise
+    except BaseException as error:
+        _end(folder, trainer, "failed", f"{type(error).__name__}: {error}")
+        raise
+    _end(folder, trainer, "finished")
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkpoint: Path | None = None) -> None:
+    """``trainer.fit`` that leaves an interrupt what it is: Lightning exits with code 1, and ignores the key afterwards.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        if isinstance(stop, Preempted) or not trainer.interrupted:
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from stop
+
+
+def _kept(folder: RunFolder) -> ModelCheckpoint:
+    """Checkpoints to look back at, beside the newest."""
+    return ModelCheckpoint(
         folder.checkpoints,
         filename="epoch-{epoch:04d}",
         auto_insert_metric_name=False,
@@ -103,10 +126,8 @@ def _checkpoints(folder: RunFolder) -> list[ModelCheckpoint]:
         save_top_k=-1,
         save_on_train_epoch_end=True,
     )
-    return [newest, kept]
 
 
 @rank_zero_only
-def _write_end(folder: RunFolder, **outcome: str) -> None:
-    (folder.path / "hparams.yaml").unlink(missing_ok=True)  # CSVLogger's, empty: run.json holds the arguments
-    folder.update(finished=now(), **outcome)
+def _end(folder: RunFolder, trainer: pl.Trainer, status: Status, error: str | None = None) -> None:
+    folder.end(status, step=trainer.global_step, error=error)
