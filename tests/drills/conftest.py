@@ -3,11 +3,15 @@
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.drills import page
 from tests.drills.drill import Drill
+
+if TYPE_CHECKING:
+    from tests.drills.runs import References
 
 DRILLS = pytest.StashKey[dict[str, Drill]]()  # by the test's file and function
 
@@ -33,6 +37,22 @@ def drill(request: pytest.FixtureRequest) -> Drill:
     if row is None:
         pytest.fail(f'{request.node.name} makes no promise: decorate it with @promise("what is promised").')
     return row
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> "References":
+    """Trainings that nothing happens to."""
+    from tests.drills.runs import References  # imports torch, which other drills need not wait for
+
+    return References(tmp_path_factory.mktemp("references"))
+
+
+@pytest.fixture(scope="session")
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the trainee's option ``files``."""
+    from tests.drills.trainee import draw
+
+    return draw(tmp_path_factory.mktemp("images"))
 
 
 @pytest.hookimpl(wrapper=True)

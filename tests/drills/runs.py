@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from tests.drills import process
 from tests.drills.process import Ended, Process
@@ -37,11 +38,6 @@ def ended(options: Options, *, launched: bool = False, seconds: float = SECONDS)
         return trainee.ended(seconds)
 
 
-def uninterrupted(options: Options) -> list[list[Line]]:
-    """Each rank's trace of a training that nothing happens to."""
-    return finished(replace(options, kill="", tell=""))
-
-
 def finished(options: Options) -> list[list[Line]]:
     """Each rank's trace, after going on until the end.
 
@@ -52,6 +48,25 @@ def finished(options: Options) -> list[list[Line]]:
     if any(end.codes):
         raise RuntimeError(f"The training ended with {end.codes}:\n{end.stderr[-process.TAIL :]}")
     return [read(options.folder, rank) for rank in range(options.ranks)]
+
+
+class References:
+    """Trainings that nothing happens to, each done once.
+
+    Args:
+        folder: For them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[Options, list[list[Line]]] = {}
+
+    def __call__(self, options: Options) -> list[list[Line]]:
+        """Each rank's trace of such a training, whose checkpoints are those at the epochs' ends alone."""
+        plain = replace(options, folder=self.folder, minutes=1e6, kill="", tell="", kill_rank=0, tell_rank=0)
+        if plain not in self.known:
+            self.known[plain] = finished(replace(plain, folder=self.folder / str(len(self.known))))
+        return self.known[plain]
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ class TraceWriter(pl.Callback):
     def __init__(self, folder: Path, probes: Sequence[pl.Callback]) -> None:
         self.folder = folder
         self.probes = probes
-        self.views = ""
+        self.views: list[str] = []  # a digest for each image
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the views of every step."""
@@ -36,7 +36,7 @@ class TraceWriter(pl.Callback):
         step = pl_module.step
 
         def seen(views: Views, batch: Batch) -> Step:
-            self.views = digest(list(views))
+            self.views = [digest([view[place] for view in views])[:16] for place in range(len(batch["index"]))]
             return step(views, batch)
 
         pl_module.step = seen
@@ -61,7 +61,10 @@ class TraceWriter(pl.Callback):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {name: value.item().hex() for name, value in sorted(trainer.callback_metrics.items())}
+        measured = trainer.callback_metrics.items()
+        metrics = {
+            name: value.item().hex() for name, value in sorted(measured) if name != "train/loss"
+        }  # a batch's own
         self._write(at=f"end of epoch {trainer.current_epoch}", metrics=metrics, **self._digests(pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
