@@ -44,7 +44,11 @@ def training_length(trainer: pl.Trainer) -> TrainingLength:
     if math.isinf(steps):
         raise ValueError("A cosine schedule needs an end: give the Trainer max_epochs or max_steps.")
     if steps < 1:
-        raise ValueError("This run has no optimizer step to take: check the Trainer's max_epochs and max_steps.")
+        raise ValueError(
+            f"This run has no optimizer step to take: max_epochs is {trainer.max_epochs}, max_steps is "
+            f"{trainer.max_steps}, and the training loader gives {trainer.num_training_batches} batches an epoch. "
+            "Raise what is too small."
+        )
     if math.isinf(trainer.num_training_batches):
         trainer.fit_loop.setup_data()  # with max_steps alone, Lightning has not looked at the loader yet
     return TrainingLength(int(steps), trainer.num_training_batches / trainer.accumulate_grad_batches)

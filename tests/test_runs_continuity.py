@@ -188,7 +188,7 @@ class Stream(IterableDataset[dict[str, Any]]):
         return ({"image": image, "index": 0} for image in self.images)
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
+@pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.parametrize(
@@ -204,11 +204,22 @@ class Stream(IterableDataset[dict[str, Any]]):
     ids=["empty stream", "stream that runs dry", "batch larger than the data"],
 )
 def test_no_batch_is_an_error(loader: Any, message: str) -> None:
-    method = SimCLR(tiny.ConvEncoder(), simclr_views(8), lambda module, length: _sgd(module))
+    trainer = tiny.trainer([Continuity()], max_epochs=2, max_steps=50, limit_val_batches=0)
     with pytest.raises(ContinuityError, match=message):
-        tiny.trainer([Continuity()], max_epochs=2, max_steps=50, limit_val_batches=0).fit(method, loader)
+        trainer.fit(WithoutSchedule(tiny.ConvEncoder(), simclr_views(8), sgd_cosine(0.1)), loader)
 
 
-def _sgd(module: torch.nn.Module) -> Any:
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+@pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_schedule_of_no_steps_names_what_is_too_small() -> None:
+    method = SimCLR(tiny.ConvEncoder(), simclr_views(8), sgd_cosine(0.1))
+    loader = DataLoader([{"image": tiny.images(1)[0], "index": 0}] * 3, batch_size=4, drop_last=True)
+    with pytest.raises(ValueError, match=r"max_epochs is 2, max_steps is -1, and the training loader gives 0 batches"):
+        tiny.trainer(max_epochs=2, limit_val_batches=0).fit(method, loader)
+
+
+class WithoutSchedule(SimCLR):
+    """Does not ask how long it will be trained."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -2,7 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from torch import Tensor, nn
 from contrastive import SimCLR
 from contrastive.augmentations import simclr_views
 from contrastive.callbacks import KNNProbe, LinearProbe
+from contrastive.data import TensorImages
 from contrastive.module import Batch, Step, Views
 from contrastive.optim import adamw_cosine
-from contrastive.runs import REQUEUE, LastCheckpoint, Preempted, WholeCheckpoints, newest
+from contrastive.runs import REQUEUE, CheckpointError, LastCheckpoint, Preempted, WholeCheckpoints, newest
+from contrastive.runs.signals import STOPPING
 from tests import tiny
 from tests.methods import moco
 
@@ -173,3 +178,125 @@ def test_a_run_that_a_signal_stopped_goes_on_as_if_it_never_had(
         fit(tmp_path, [second], build, **settings)
     assert len(first.validated + second.validated) == len(uninterrupted.validated)
     assert_equal(state(tmp_path), end)
+
+
+def trained(folder: Path, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
+    """A run without probes or validation: 4 batches an epoch."""
+    trainer = tiny.trainer(
+        callbacks, plugins=[WholeCheckpoints()], enable_checkpointing=True, **{"limit_val_batches": 0, **settings}
+    )
+    trainer.fit(dropping(), tiny.data(), ckpt_path=newest(folder).path)
+    return trainer
+
+
+def step_of(file: Path) -> int:
+    return int(WholeCheckpoints().load_checkpoint(file)["global_step"])
+
+
+class Reports(pl.Callback):
+    """Notes the step of the checkpoint that is there after every batch; may raise in one."""
+
+    def __init__(self, file: Path, raise_in: str = "", at: int = 0) -> None:
+        self.file, self.raise_in, self.at, self.steps = file, raise_in, at, []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps.append(step_of(self.file))
+
+    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.raise_in == "a step" and trainer.global_step == self.at:
+            raise MemoryError("no memory left")
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.raise_in == "the keyboard" and trainer.global_step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class BreakingImages(TensorImages):
+    """Images whose reader fails once so many batches were read."""
+
+    def load(self, *arguments: Any, **options: Any) -> Any:
+        loader = super().load(*arguments, **options)
+        batches = loader.batches
+
+        def breaking() -> Iterator[Any]:
+            yield from islice(batches(), 3)
+            raise OSError("the disk is gone")
+
+        loader.batches = breaking
+        return loader
+
+
+def test_the_first_checkpoint_is_there_before_the_first_step_and_then_one_for_each_epoch(tmp_path: Path) -> None:
+    reports = Reports(tmp_path / "last.ckpt")
+    trained(tmp_path, [reports, LastCheckpoint(tmp_path)], max_epochs=3)
+    assert reports.steps == [0] * 4 + [4] * 4 + [8] * 4
+    assert step_of(tmp_path / "last.ckpt") == 12
+    assert step_of(tmp_path / "previous.ckpt") == 8
+
+
+def test_a_checkpoint_is_written_every_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100_000, 60))  # a minute goes by whenever it is read
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    reports = Reports(tmp_path / "last.ckpt")
+    trained(tmp_path, [reports, LastCheckpoint(tmp_path, every_minutes=2.5)], max_steps=12, max_epochs=-1)
+    assert max(b - a for a, b in pairwise(reports.steps)) <= 3
+    assert len({*reports.steps}) > 4  # more than the epochs' own
+
+
+def test_a_reader_that_fails_leaves_the_last_step(tmp_path: Path) -> None:
+    data = BreakingImages(tiny.images(), batch_size=16)
+    settings = {"plugins": [WholeCheckpoints()], "enable_checkpointing": True, "max_epochs": 1, "limit_val_batches": 0}
+    trainer = tiny.trainer([LastCheckpoint(tmp_path)], **settings)
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.fit(dropping(), data)
+    assert step_of(tmp_path / "last.ckpt") == 3
+
+
+def test_a_step_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    with pytest.raises(MemoryError):
+        trained(tmp_path, [Reports(file, "a step", 6), LastCheckpoint(tmp_path)], max_epochs=3)
+    assert step_of(file) == 4
+
+
+def test_a_second_interrupt_waits_for_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:  # Lightning's answer to KeyboardInterrupt
+            trained(tmp_path, [Reports(file, "the keyboard", 6), LastCheckpoint(tmp_path)], max_epochs=3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not isinstance(stopped.value, Preempted)
+    assert step_of(file) == 4
+
+
+def test_what_cannot_be_written_or_loaded_again_fails_before_the_first_step(tmp_path: Path) -> None:
+    class Unsafe(pl.Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"share": Fraction(1, 3)}
+
+    reports = Reports(tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"fractions\.Fraction"):
+        trained(tmp_path, [Unsafe(), reports, LastCheckpoint(tmp_path)], max_epochs=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"Nothing can be written to .*file/checkpoints"):
+        trained(tmp_path / "new", [reports, LastCheckpoint(tmp_path / "file" / "checkpoints")], max_epochs=1)
+    assert reports.steps == []
+
+
+def test_a_trainer_that_writes_otherwise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"only WholeCheckpoints does .* Give the trainer plugins=\[contrastive\.runs"):
+        tiny.trainer([LastCheckpoint(tmp_path)], enable_checkpointing=True, max_epochs=1).fit(dropping(), tiny.data())
+    with pytest.raises(ValueError, match="every_minutes must be more than 0, or None, got 0"):
+        LastCheckpoint(tmp_path, every_minutes=0)
+
+
+def test_two_runs_in_one_process_leave_the_handlers_as_they_were(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for name in ("one", "two"):
+        trained(tmp_path / name, [LastCheckpoint(tmp_path / name)], max_epochs=1)
+        assert {number: signal.getsignal(number) for number in STOPPING} == before
+    one, two = (WholeCheckpoints().load_checkpoint(tmp_path / name / "last.ckpt") for name in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 4
