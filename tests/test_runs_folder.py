@@ -81,8 +81,7 @@ def test_one_more_attempt_keeps_the_first_start_and_says_what_is_no_longer_the_s
     folder.end("failed", step=7, error="ValueError: of 3")
     monkeypatch.setattr("contrastive.runs.folder.now", lambda: "2026-11-23T11:00:00+00:00")
     monkeypatch.setattr("contrastive.runs.folder.commit", lambda: "ba9876543210")
-    changed = folder.begin("demo", {"seed": 3, "lr": 0.2, "names": ("a", "b")}, checkpoint="last.ckpt", step=7)
-    assert changed == {"lr": (0.1, 0.2), "names": (None, ["a", "b"])}
+    folder.begin("demo", {"seed": 3, "lr": 0.2, "names": ("a", "b")}, checkpoint="last.ckpt", step=7)
     record = folder.record()
     assert (record["started"], record["finished"], record["status"]) == ("2026-11-23T10:00:00+00:00", None, "running")
     assert record["commit"] == "0123456789ab"
@@ -99,7 +98,19 @@ def test_one_more_attempt_keeps_the_first_start_and_says_what_is_no_longer_the_s
         "commit": "ba9876543210",
         "changed_arguments": {"lr": [0.1, 0.2], "names": [None, ["a", "b"]]},
     }
-    assert folder.begin("demo", {"seed": 3, "lr": 0.2, "names": ("a", "b")}) == {}
+    folder.begin("demo", {"seed": 3, "lr": 0.2, "names": ("a", "b")})
+    assert "changed_arguments" not in folder.record()["attempts"][-1]
+
+
+def test_a_finished_run_that_is_called_again_in_vain_stays_finished() -> None:
+    folder = begun(seed=3, lr=0.1)
+    folder.end("finished", step=7)
+    before = folder.record()
+    folder.begin("demo", {"seed": 3, "lr": 0.2}, checkpoint="last.ckpt", step=7)
+    folder.end("failed", step=7, error="ContinuityError: nothing is left")
+    after = folder.record()
+    assert after["attempts"][-1]["error"] == "ContinuityError: nothing is left"
+    assert {**after, "attempts": before["attempts"]} == before
 
 
 def test_an_attempt_that_never_said_how_it_ended_was_killed() -> None:

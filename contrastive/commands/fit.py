@@ -17,12 +17,14 @@ from contrastive.recipes.recipe import Recipe
 from contrastive.report.pictures import save_curves, save_pairs
 from contrastive.report.screen import RunProgress, Told
 from contrastive.runs.checkpoints import Newest
+from contrastive.runs.continuity import ContinuityError
 from contrastive.runs.disk import check_writable
 from contrastive.runs.environment import processor
 from contrastive.runs.evaluation import Images, Wanted, choose_protocols
 from contrastive.runs.evaluation import evaluate as score
 from contrastive.runs.evaluation_record import Provenance
 from contrastive.runs.folder import RunFolder, check_free, new_path
+from contrastive.runs.last_checkpoint import Preempted
 from contrastive.runs.load import build, newest_of, read_checkpoint
 from contrastive.runs.lock import only_process_in
 from contrastive.runs.signature import JSON, CommandLine, UsageError, to_json
@@ -68,8 +70,12 @@ def fit(name: str, words: Sequence[str]) -> None:
         _begin(folder, name, arguments, found)
         try:
             train(trainer, recipe, data, folder, found.path)
-        except BaseException:
+        except (Preempted, KeyboardInterrupt):
             _tell(f"To go on: {_command(name, words, folder)}")
+            raise
+        except Exception as error:
+            if trainer.global_step and not isinstance(error, ContinuityError):
+                _tell(f"To go on, once the cause is removed: {_command(name, words, folder)}")
             raise
         if trainer.is_global_zero:
             _finish(name, recipe, data, folder)
@@ -108,7 +114,7 @@ def _announce(name: str, recipe: Recipe) -> None:
 
 @rank_zero_only
 def _begin(folder: RunFolder, name: str, arguments: dict[str, JSON], found: Newest) -> None:
-    """Write down that the run begins or goes on, and say from where and with what other arguments."""
+    """Write down that the run begins or goes on, and say from where."""
     for reason in found.skipped.values():
         _tell(f"Skipped: {reason}")
     again = folder.record_file.exists()
@@ -122,11 +128,8 @@ def _begin(folder: RunFolder, name: str, arguments: dict[str, JSON], found: Newe
         return
     content = read_checkpoint(found.path)
     step, epoch = content["global_step"], content["epoch"]
-    changed = folder.begin(name, arguments, checkpoint=found.path.name, step=step)
-    _tell(f"Goes on in {folder.path} from {found.path.name}: step {step:,}, epoch {epoch + 1}")
-    for option, (old, new) in changed.items():
-        _tell(f"Changed: {option} {old} -> {new}")
-    _tell("")
+    folder.begin(name, arguments, checkpoint=found.path.name, step=step)
+    _tell(f"Goes on in {folder.path} from {found.path.name}: step {step:,}, epoch {epoch + 1}\n")
 
 
 def _command(name: str, words: Sequence[str], folder: RunFolder) -> str:

@@ -89,7 +89,7 @@ class RunFolder:
 
     def begin(
         self, recipe: str, arguments: Mapping[str, JSON], *, checkpoint: str | None = None, step: int = 0
-    ) -> dict[str, tuple[JSON, JSON]]:
+    ) -> None:
         """Write down that an attempt to train begins: the first of the run, or one more, whose arguments hold now.
 
         Args:
@@ -97,9 +97,6 @@ class RunFolder:
             arguments: All its arguments, defaults included.
             checkpoint: Where it goes on from; None: it begins anew.
             step: The optimizer step of the checkpoint.
-
-        Returns:
-            The arguments that are others than before, old and new.
         """
         here = {"commit": commit(), "versions": versions(), "hardware": hardware()}
         before = self.record() if self.record_file.exists() else {}
@@ -114,7 +111,6 @@ class RunFolder:
         first.pop("error", None)
         state = {"arguments": arguments, "finished": None, "status": "running", "attempts": [*earlier, attempt]}
         _write(self.record_file, first | state)
-        return changed
 
     def end(self, status: Status, *, step: int, error: str | None = None) -> None:
         """Write down how the attempt ended.
@@ -125,9 +121,16 @@ class RunFolder:
             error: What went wrong.
         """
         record = self.record()
+        *earlier, attempt = record["attempts"]
         cause = {} if error is None else {"error": error}
-        record["attempts"][-1] |= {"ended": now(), "status": status, "reached_step": step, **cause}
-        _write(self.record_file, record | {"finished": now(), "status": status, **cause})
+        attempt |= {"ended": now(), "status": status, "reached_step": step, **cause}
+        if status == "failed" and step == attempt["step"] and earlier and earlier[-1]["status"] == "finished":
+            # Nothing came of it, and the run stays what it was.
+            record["arguments"] |= {name: old for name, (old, _) in attempt.get("changed_arguments", {}).items()}
+            record |= {"finished": earlier[-1]["ended"], "status": "finished"}
+        else:
+            record |= {"finished": attempt["ended"], "status": status, **cause}
+        _write(self.record_file, record)
 
     def finetunings(self) -> list[dict[str, Any]]:
         """What ``finetune.json`` says; nothing where there is none yet.

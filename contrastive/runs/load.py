@@ -11,10 +11,9 @@ import pytorch_lightning as pl
 from contrastive import recipes
 from contrastive.recipes.recipe import Recipe
 from contrastive.runs.checkpoints import CheckpointError, Newest, WholeCheckpoints, newest
+from contrastive.runs.continuity import CHECKPOINT_KEY
 from contrastive.runs.folder import RunFolder
 from contrastive.runs.signature import JSON, CommandLine, to_json
-
-CHECKPOINT_KEY = "contrastive"  # where a checkpoint says which recipe and arguments it came from
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         ValueError: The file is torn or was altered, cannot be read so, or was not written by ``contrastive fit``.
     """
     checkpoint = WholeCheckpoints().load_checkpoint(file)
-    if CHECKPOINT_KEY not in checkpoint:
+    if "recipe" not in checkpoint.get(CHECKPOINT_KEY, {}):
         raise ValueError(
             f"{file} does not say which recipe it came from, so it was not written by `contrastive fit`. "
             "Load it with your own script, by torch.load and load_state_dict."

@@ -12,12 +12,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
 from contrastive.runs.checkpoints import WholeCheckpoints
+from contrastive.runs.continuity import Continuity
 from contrastive.runs.finite import FiniteLoss
 from contrastive.runs.folder import RunFolder, Status
 from contrastive.runs.last_checkpoint import LastCheckpoint, Preempted
 from contrastive.runs.metrics_file import MetricsFile, RowsOfCheckpoints
 from contrastive.runs.signature import JSON
-from contrastive.runs.watch import LogProgress, NameRecipe
+from contrastive.runs.watch import LogProgress
 
 LOG_EVERY_STEPS = 10  # and at least once an epoch
 KEEP_EVERY_EPOCHS = 50  # a 200-epoch run keeps four checkpoints beside the newest
@@ -47,9 +48,9 @@ def trainer_of(
     steps = data.num_images("train") // (data.batch_size * recipe.trainer.get("devices", 1))  # an epoch
     logger = MetricsFile(folder.metrics_file)
     every_callback = [
+        Continuity(name, arguments),  # first: what cannot go on changes nothing
         *recipe.callbacks,
         *callbacks,
-        NameRecipe(name, arguments),
         LogProgress(),
         FiniteLoss(folder.path, budget=skip_non_finite),
         RowsOfCheckpoints(logger),
@@ -82,6 +83,7 @@ def train(
     Raises:
         Preempted: A signal stopped it, and a checkpoint was written.
         KeyboardInterrupt: The user did not wait for that.
+        ContinuityError: The run cannot go on from the checkpoint, or has nothing left to do.
         NonFiniteError: A loss or gradient is not finite, and no more steps may be left out.
         OSError: Checkpoints cannot be written to the folder; nothing has been trained then.
     """

@@ -1,32 +1,10 @@
 """What every run writes down besides what its recipe asks for."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-
-from contrastive.runs.load import CHECKPOINT_KEY
-from contrastive.runs.signature import JSON
-
-
-class NameRecipe(pl.Callback):
-    """Writes the recipe's name and arguments into every checkpoint, so that the file alone suffices.
-
-    Args:
-        recipe: The recipe's name.
-        arguments: All its arguments, as JSON holds them.
-    """
-
-    def __init__(self, recipe: str, arguments: Mapping[str, JSON]) -> None:
-        self.entry = {"recipe": recipe, "arguments": dict(arguments)}
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the entry."""
-        checkpoint[CHECKPOINT_KEY] = self.entry
 
 
 class LogProgress(pl.Callback):

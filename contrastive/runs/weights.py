@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from contrastive.encoders import ResNetEncoder, timm_encoder
+from contrastive.runs.continuity import CHECKPOINT_KEY
 
 log = logging.getLogger(__name__)
 
@@ -122,20 +123,19 @@ def load_encoder(path: str | Path, encoder: nn.Module | None = None) -> nn.Modul
         ValueError: The file cannot be read without running code, or holds no weights; they do not tell the network; or
             they do not fit it, and then ``encoder`` is as it was.
     """
-    from contrastive.runs.load import CHECKPOINT_KEY  # here, since it brings the libraries of the shell
-
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no run and no file of weights at {path}.")
     with isolate_rng(include_cuda=torch.cuda.is_initialized()):
         content = {} if path.is_dir() else _read(path)
-        if path.is_dir() or CHECKPOINT_KEY in content:
+        run = content.get(CHECKPOINT_KEY)
+        if path.is_dir() or (isinstance(run, Mapping) and "recipe" in run):
             return _from_run(path, encoder)
         return _from_weights(content, encoder, path)
 
 
 def _from_run(path: Path, encoder: nn.Module | None) -> nn.Module:
-    from contrastive.runs.load import load_run
+    from contrastive.runs.load import load_run  # here, since it brings the libraries of the shell
 
     if encoder is not None:
         raise ValueError(f"{path} is of `contrastive fit` and says itself which encoder it has: leave encoder out.")
