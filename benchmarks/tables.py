@@ -5,7 +5,7 @@
 
 A table stands between two comments, which stay: ``<!-- table: quality -->`` and ``<!-- /table -->``. What is between
 them is replaced. Tables: ``quality``, ``import_time``, ``bench_augmentations``, ``augmentation_exactness``,
-``bench_losses``, ``bench_probes``; and ``methods``, which is read from their files and not from rows.
+``bench_losses``, ``bench_probes``, ``bench_runs``; and ``methods``, which is read from their files and not from rows.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.bench_augmentations import faster_kornia, main_quantity, over
 from benchmarks.bench_losses import CONTENDERS, share_of_matmul, speeds, times_as_fast
 from benchmarks.bench_probes import told
+from benchmarks.bench_runs import PLAIN, PROTECTED, shares
 from benchmarks.methods_table import HEADER, methods_rows
 from benchmarks.rows import RESULTS, Spread, read_rows, spread
 from contrastive.recipes import load
@@ -116,6 +117,29 @@ def bench_probes_table(rows: Rows) -> str:
     return _markdown([*header, "largest relative excess loss", "accuracy off by"], lines)
 
 
+def bench_runs_table(rows: Rows) -> str:
+    """The newest row of each machine and setting."""
+    newest = {(_device(row), row["method"], row["queue_size"], row["batch_size"], row["ranks"]): row for row in rows}
+    lines = []
+    for (machine, method, queue_size, batch_size, ranks), row in sorted(newest.items()):
+        queue = f", queue {queue_size:,}" if queue_size else ""
+        what = f"{method}, ResNet-18 of width {row['width']}, {batch_size} images a rank, {ranks} rank(s){queue}"
+        plain, protected = (row["contenders"][name] for name in (PLAIN, PROTECTED))
+        lines.append(
+            [
+                machine,
+                what,
+                _number(spread(plain["wall_ms"]), ".1f", unit=" ms"),
+                _number(spread(protected["wall_ms"]), ".1f", unit=" ms"),
+                _number(spread(shares(row["contenders"], "wall_ms")), ".3f"),
+                _number(spread(shares(row["contenders"], "processor_ms")), ".3f"),
+                _number(spread(protected["checkpoint_ms"]), ".0f", unit=" ms"),
+            ]
+        )
+    header = ["on", "what", "step, plain", "step, protected", "ratio of a round", "ratio of processor time"]
+    return _markdown([*header, "a checkpoint"], lines)
+
+
 METHODS = "methods"
 TABLES: dict[str, Callable[[Rows], str]] = {
     "quality": quality_table,
@@ -124,6 +148,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "augmentation_exactness": augmentation_exactness_table,
     "bench_losses": bench_losses_table,
     "bench_probes": bench_probes_table,
+    "bench_runs": bench_runs_table,
 }
 
 
