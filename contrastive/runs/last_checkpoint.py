@@ -108,7 +108,8 @@ class LastCheckpoint(Checkpoint):
         self._step_ends(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Signals mean again what they meant before."""
+        """Signals mean again what they meant before, and failures from here on are none of the training's."""
+        self._between_steps = False
         self.signals.stop_listening()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
