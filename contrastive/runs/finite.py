@@ -20,6 +20,10 @@ from contrastive.callbacks.loops import log_epoch
 from contrastive.runs.checkpoints import newest
 
 RECORD = "non_finite.json"  # a list, the newest step last
+CALMER = (
+    'Lower the learning rate or lengthen its warm-up; train in a wider precision ("bf16-mixed" or "32-true" in place '
+    'of "16-mixed")'
+)
 SHOWN = 5  # names and images in a message; the record has all images
 
 
@@ -84,7 +88,7 @@ class FiniteLoss(pl.Callback):
         self.skipped_steps = 0
         self._batches: list[_Batch] = []  # whose gradients the next optimizer step accumulates
         self._decided = False
-        self._buffers: _Buffers | None = None  # before the first of them
+        self._buffers = _Buffers()  # as they were before the first of them
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A new run has left out nothing; a resumed one says so next."""
@@ -114,7 +118,7 @@ class FiniteLoss(pl.Callback):
         """Note the images, and before a step's first batch what the buffers hold."""
         if self._decided or not self._batches:
             self._batches, self._decided = [], False
-            self._buffers = _Buffers(pl_module)
+            self._buffers.remember(pl_module)
         self._batches.append(_Batch(batch_idx, index_of(batch)))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -133,7 +137,6 @@ class FiniteLoss(pl.Callback):
         skip = self.skipped_steps < self.budget
         ranks = self._found(trainer, pl_module)
         optimizer.zero_grad(set_to_none=True)
-        assert self._buffers is not None  # remembered when the batch began
         self._buffers.restore()
         event = {
             "step": trainer.global_step + 1,
@@ -146,7 +149,11 @@ class FiniteLoss(pl.Callback):
             _write(event, file)
         what = f"Step {event['step']}, in epoch {event['epoch']}, is not finite: {_told(ranks)}. {file} has all."
         if not skip:
-            raise NonFiniteError(f"{what} {self._advice(trainer)}")
+            spent = f"The budget of {self.budget} is spent. " if self.budget else ""
+            raise NonFiniteError(
+                f"{what} {_newest_checkpoint(trainer)} {spent}{CALMER}; look at these images; or have some such steps "
+                "left out: FiniteLoss(budget=10), --skip-non-finite 10."
+            )
         self.skipped_steps += 1
         rank_zero_warn(
             f"{what} It is left out, as {self.skipped_steps} of at most {self.budget}.", category=NonFiniteWarning
@@ -172,12 +179,12 @@ class FiniteLoss(pl.Callback):
             names = _listed(_not_finite(dict(pl_module.named_parameters()))) or "those of another rank"
             raise NonFiniteError(
                 f"Weights are not finite after step {trainer.global_step}: {names}. No checkpoint of them is written. "
-                f"{self._advice(trainer)}"
+                f"{_newest_checkpoint(trainer)} {CALMER}."
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the run's tensors."""
-        self._batches, self._buffers = [], None
+        self._batches, self._buffers = [], _Buffers()
 
     def state_dict(self) -> dict[str, Any]:
         """How much of the budget is spent."""
@@ -211,33 +218,36 @@ class FiniteLoss(pl.Callback):
         dist.all_gather_object(every, mine)
         return every
 
-    def _advice(self, trainer: pl.Trainer) -> str:
-        file = _newest_checkpoint(trainer)
-        kept = "There is no checkpoint yet." if file is None else f"The newest checkpoint is {file}."
-        spent = f" All {self.budget} steps that could be left out are spent." if self.budget else ""
-        return (
-            f"{kept}{spent} Lower the learning rate or lengthen its warm-up; look at these images; train in a wider "
-            'precision ("bf16-mixed" or "32-true" in place of "16-mixed"); or have some such steps left out by '
-            f"--skip-non-finite {self.budget + 10}, which is FiniteLoss(budget={self.budget + 10})."
-        )
-
 
 class _Buffers:
     """What a module's buffers hold, to be brought back."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._held = [
-            (owner, name, buffer, buffer.detach().clone())
-            for owner in module.modules()
-            for name, buffer in owner.named_buffers(recurse=False)
-        ]
+    def __init__(self) -> None:
+        self._places: list[tuple[nn.Module, str, Tensor]] = []
+        self._copies: list[Tensor] = []
 
-    @torch.no_grad()
+    def remember(self, module: nn.Module) -> None:
+        """In copies that are used again as long as the buffers are the same tensors."""
+        places = [
+            (owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)
+        ]
+        if [id(buffer) for *_, buffer in places] != [id(buffer) for *_, buffer in self._places]:
+            self._places, self._copies = places, [torch.empty_like(buffer) for *_, buffer in places]
+        _copy([buffer for *_, buffer in places], self._copies)
+
     def restore(self) -> None:
         """Also where another tensor was put in a buffer's place."""
-        for owner, name, buffer, copy in self._held:
-            buffer.copy_(copy)
+        _copy(self._copies, [buffer for *_, buffer in self._places])
+        for owner, name, buffer in self._places:
             setattr(owner, name, buffer)
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """One kernel for all tensors of a type, where a BatchNorm alone has three."""
+    for dtype in {source.dtype for source in sources}:
+        pairs = [(target, source) for target, source in zip(targets, sources, strict=True) if source.dtype == dtype]
+        torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
 
 def _scaler(trainer: pl.Trainer) -> Any:
@@ -247,13 +257,19 @@ def _scaler(trainer: pl.Trainer) -> Any:
 
 def _all_finite(trainer: pl.Trainer, tensors: Sequence[Tensor]) -> bool:
     """Whether they are, on every rank; all ranks call this, and the host waits for the device."""
-    # The largest absolute value, of which no finite numbers overflow; nan propagates through it.
     parts = [_local(tensor) for tensor in tensors if tensor.is_floating_point()]
-    largest = nn.utils.get_total_norm([part for part in parts if part.numel()], math.inf)
-    bad = (~largest.isfinite()).int().to(trainer.strategy.root_device)
+    # The norm is a quick pass, which finite numbers may overflow; only then each of them is asked.
+    if _agreed(trainer, nn.utils.get_total_norm(parts).isfinite()):
+        return True
+    return _agreed(trainer, torch.tensor(all(bool(part.isfinite().all()) for part in parts)))
+
+
+def _agreed(trainer: pl.Trainer, holds: Tensor) -> bool:
+    """Whether it holds on every rank."""
+    agreed = holds.int().to(trainer.strategy.root_device)
     if trainer.world_size > 1:
-        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-    return not bad
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return bool(agreed)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -313,8 +329,9 @@ def _write(event: Mapping[str, Any], file: Path) -> None:
     os.replace(unfinished, file)
 
 
-def _newest_checkpoint(trainer: pl.Trainer) -> Path | None:
-    """In the folders that this run's callbacks write to."""
+def _newest_checkpoint(trainer: pl.Trainer) -> str:
+    """Of the folders that this run's callbacks write to, in a sentence."""
     folders = {getattr(one, "dirpath", getattr(one, "folder", None)) for one in trainer.checkpoint_callbacks}
     files = [newest(Path(folder)).path for folder in folders if folder]
-    return max((file for file in files if file), key=lambda file: file.stat().st_mtime_ns, default=None)
+    file = max((file for file in files if file), key=lambda file: file.stat().st_mtime_ns, default=None)
+    return "There is no checkpoint yet." if file is None else f"The newest checkpoint is {file}."
