@@ -63,7 +63,7 @@ class References:
 
     def __call__(self, options: Options) -> list[list[Line]]:
         """Each rank's trace of such a training, whose checkpoints are those at the epochs' ends alone."""
-        plain = replace(options, folder=self.folder, minutes=1e6, kill="", tell="", kill_rank=0, tell_rank=0)
+        plain = replace(options, folder=self.folder, minutes=1e6, kill="", kill_rank=0, tell="", tell_rank=0, pause=0.0)
         if plain not in self.known:
             self.known[plain] = finished(replace(plain, folder=self.folder / str(len(self.known))))
         return self.known[plain]

@@ -151,7 +151,7 @@ def unlike(lives: Sequence[Sequence[Sequence[Line]]], reference: Sequence[Line])
 def test_a_rank_is_killed(
     drill: Drill, tmp_path: Path, references: References, moment: str, rank: int, launched: bool
 ) -> None:
-    options = Options(folder=tmp_path, method="moco", ranks=2)
+    options = Options(folder=tmp_path, method="moco", alone=True, ranks=2)
     with running(replace(options, tell=moment, tell_rank=rank), launched=launched) as trainee:
         pid = int(trainee.line(f"at {moment},", SECONDS))
         trainee.signal(signal.SIGKILL, pid)

@@ -25,8 +25,7 @@ from contrastive.callbacks import KNNProbe, LinearProbe
 from contrastive.data import ImageFolders
 from contrastive.data.module import ImageData
 from contrastive.module import ContrastiveModule
-from contrastive.runs.checkpoints import WholeCheckpoints, newest
-from contrastive.runs.last_checkpoint import LastCheckpoint
+from contrastive.runs import Continuity, FiniteLoss, LastCheckpoint, WholeCheckpoints, newest
 from tests import tiny
 from tests.drills.trace import TraceWriter
 
@@ -44,7 +43,8 @@ class Options:
         folder: Of the run: ``checkpoints`` and the traces.
         method: A file of tests/methods.
         dropout: Whether the encoder ends with one.
-        alone: Whether what an image becomes depends on it alone: LayerNorm for BatchNorm.
+        alone: Whether what an image becomes depends on it alone: LayerNorm for BatchNorm, whose running statistics are
+            each rank's own until the next step, and in a checkpoint those of the first.
         files: A folder that ``draw`` made; images are in memory unless given.
         workers: That read the files.
         images: How many are trained on.
@@ -57,7 +57,8 @@ class Options:
         sanity: Validation batches before training.
         validations: In an epoch.
         minutes: Between checkpoints; 0 for one after every step.
-        kill: The moment at which to send itself SIGKILL.
+        kill: The moment at which to send itself a signal.
+        kill_by: The signal; SIGKILL.
         kill_rank: The rank that does.
         kill_group: Whether it takes the other ranks and all workers with it.
         tell: The moment at which to write ``at HOOK:N, PID`` and wait for a signal.
@@ -82,6 +83,7 @@ class Options:
     validations: int = 1
     minutes: float = 0.0
     kill: str = ""
+    kill_by: int = signal.SIGKILL.value
     kill_rank: int = 0
     kill_group: bool = False
     tell: str = ""
@@ -134,10 +136,8 @@ def train(options: Options) -> pl.Trainer:
     torch.manual_seed(3)  # the first weights are the same in every process
     module, data = module_of(options), data_of(options)
     trainer = trainer_of(options, module, data)
-    found = newest(options.checkpoints)
-    if trainer.is_global_zero:
-        print(f"goes on from {found.path}, skipped {list(found.skipped)}", flush=True)
-    trainer.fit(module, data, ckpt_path=found.path)
+    print(f"rank {trainer.global_rank} is {os.getpid()}", flush=True)
+    trainer.fit(module, data, ckpt_path=newest(options.checkpoints).path, weights_only=True)
     return trainer
 
 
@@ -161,12 +161,12 @@ def data_of(options: Options) -> ImageData:
 def trainer_of(options: Options, module: ContrastiveModule, data: ImageData) -> pl.Trainer:
     """Lightning's, with the protections on, told what is to happen when."""
     probes = [LinearProbe(num_classes=4), KNNProbe(k=3)]
-    callbacks = [*probes, TraceWriter(options.folder, probes)]
+    callbacks = [Continuity(), *probes, FiniteLoss(options.folder), TraceWriter(options.folder, probes)]
 
     def kill() -> None:
         if options.kill_group:
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(os.getpgrp(), options.kill_by)
+        os.kill(os.getpid(), options.kill_by)
 
     def tell() -> None:
         print(f"at {options.tell}, {os.getpid()}", flush=True)
