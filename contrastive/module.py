@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from contrastive.augmentations import MakeViews, RaggedImages, SampleKey, views_from
 from contrastive.chunks import check_chunk_size, encode_views
 from contrastive.optim import MakeOptimizer, training_length
+from contrastive.sharding import check_all_sharded, shard_, uncount_
 
 Images = UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"] | RaggedImages  # floats in [0, 1]
 Views = Sequence[Float[Tensor, "B C _ _"]]
@@ -116,15 +117,23 @@ class ContrastiveModule(pl.LightningModule):
         """What this epoch's random numbers of the batch's images depend on."""
         return SampleKey(self.seed, self.current_epoch, batch["index"])
 
+    def configure_model(self) -> None:
+        """Shard the method, where the strategy is ``ModelParallelStrategy``; see ``contrastive.sharding``."""
+        if self.device_mesh is not None:
+            shard_(self)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, one schedule stepped with it."""
+        check_all_sharded(self)
         length = training_length(self.trainer)
         optimizer, schedule = self.make_optimizer(self, length)
         last = max(1, length.steps - 1)  # global_step counts from 0, and moves on after the optimizer's step
 
         def after_step(optimizer: Optimizer, *_: Any) -> None:
             # A step in which no parameter has a gradient is none: so a callback may leave one out.
-            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            if self.device_mesh is not None and not any(group["lr"] for group in optimizer.param_groups):
+                uncount_(optimizer)
+            elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
                 self.after_optimizer_step(min(1.0, self.global_step / last))
 
         # The optimizer's own hook and not Lightning's: it is silent when a gradient scaler skips a step.

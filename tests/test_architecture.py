@@ -45,7 +45,13 @@ MAY_IMPORT = {  # the longest matching path decides
     },
     "contrastive/encoders.py": set(),
     "contrastive/optim.py": set(),
-    "contrastive/module.py": {"contrastive.augmentations", "contrastive.chunks", "contrastive.optim"},
+    "contrastive/sharding.py": set(),
+    "contrastive/module.py": {
+        "contrastive.augmentations",
+        "contrastive.chunks",
+        "contrastive.optim",
+        "contrastive.sharding",
+    },
     "contrastive/methods": {
         "contrastive.methods",
         "contrastive.module",

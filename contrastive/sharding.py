@@ -1,0 +1,81 @@
+"""FSDP2: weights, gradients and the optimizer's state dealt out over the ranks, for what does not fit on each of them.
+
+    strategy = ModelParallelStrategy(data_parallel_size=8, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+and ``ContrastiveModule.configure_model`` shards the method. Losses and gradients are those of DDP. BatchNorm's running
+statistics are each rank's own, as nothing spreads them; a checkpoint has the first rank's.
+"""
+
+import pytorch_lightning as pl
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import Optimizer
+
+
+def shard_(module: pl.LightningModule) -> None:
+    """Shard every child of the module that has parameters, each whole; those that are sharded already stay as they are.
+
+    Outside of their forward and backward passes their parameters are sharded, also while momentum branches move.
+
+    Args:
+        module: In ``configure_model``, where its ``device_mesh`` is that of ``ModelParallelStrategy``.
+
+    Raises:
+        ValueError: Parameters lie on the module itself, where nothing would add their gradients up; images would not be
+            each on one rank; or checkpoints would be folders, which are not read safely.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh, strategy = module.device_mesh, module.trainer.strategy
+    if mesh is None:
+        raise ValueError("There is no device mesh: use the strategy ModelParallelStrategy.")
+    ranks = mesh.size()
+    if mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            f"{mesh['tensor_parallel'].size()} ranks would share their images (tensor_parallel_size), and the losses "
+            f"join the images of all ranks. {_advice(ranks)}"
+        )
+    if getattr(strategy, "_save_distributed_checkpoint", False):
+        raise ValueError(
+            "Checkpoints would be folders (save_distributed_checkpoint), which torch unpickles unsafely, and kills "
+            f"leave torn. {_advice(ranks)}"
+        )
+    if own := [name for name, _ in module.named_parameters(recurse=False)]:
+        raise ValueError(
+            f"{type(module).__name__} has parameters of its own, {own}, which cannot be sharded: put them into a child "
+            "module that uses them in its forward."
+        )
+    for child in module.children():
+        if any(True for _ in child.parameters()) and not isinstance(child, FSDPModule):
+            fully_shard(child, mesh=mesh["data_parallel"], reshard_after_forward=True)
+
+
+def check_all_sharded(module: pl.LightningModule) -> None:
+    """Of a module in parts, only what is sharded has the same gradients on all ranks.
+
+    Raises:
+        ValueError: Some parameters are sharded and others are not.
+    """
+    sharded = {name: isinstance(parameter, DTensor) for name, parameter in module.named_parameters()}
+    left_out = sorted({name.partition(".")[0] for name, is_sharded in sharded.items() if not is_sharded})
+    if left_out and any(sharded.values()):
+        raise ValueError(
+            f"Each rank would train {', '.join(left_out)} of {type(module).__name__} by itself, as only other parts "
+            "are sharded. Call contrastive.sharding.shard_(self) in configure_model, or fully_shard on all of them."
+        )
+
+
+def uncount_(optimizer: Optimizer) -> None:
+    """Forget a step at rate 0, which torch takes to make the state that a checkpoint is written of or read into.
+
+    Of all that such a step leaves, AdamW's next one would see that it was counted.
+    """
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
+
+
+def _advice(ranks: int) -> str:
+    return (
+        f"Use ModelParallelStrategy(data_parallel_size={ranks}, tensor_parallel_size=1, "
+        "save_distributed_checkpoint=False)."
+    )
