@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -11,8 +11,8 @@ from itertools import compress
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from contrastive.data.decode import NotAnImageError, decode_image, open_image
-from contrastive.data.files import ImageTree
+from contrastive.data.decode import MAX_PIXELS, NotAnImageError, decode_image, open_file, open_image
+from contrastive.data.files import ImageTree, shown
 
 _NUM_THREADS = 16  # they wait for the disk, not for the processor
 _FILES_PER_TASK = 256
@@ -33,7 +33,13 @@ class CheckedImages:
 
 
 def check_images(
-    tree: ImageTree, *, minimum_size: int, max_bad_fraction: float, verify_pixels: bool = False
+    tree: ImageTree,
+    *,
+    minimum_size: int,
+    max_bad_fraction: float,
+    verify_pixels: bool = False,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> CheckedImages:
     """Open every file's header, look at its end, and take out those that are no image, cut short or too small.
 
@@ -45,12 +51,24 @@ def check_images(
         minimum_size: Pixels that both sides must have at least.
         max_bad_fraction: Above this fraction of bad files the check fails, 0..1.
         verify_pixels: Decode every file, which finds damage in its middle too and takes as long as an epoch.
+        at_least: What both sides of a JPEG keep at least if it is decoded at reduced scale; None decodes all in full.
+        max_pixels: More than these are not decoded.
 
     Raises:
         ValueError: More bad files than allowed, or nothing but bad files.
     """
     start = time.perf_counter()
-    reasons = list(_reasons(tree, minimum_size, verify_pixels))
+
+    def fault(file: str) -> str | None:
+        return find_fault(
+            tree.root / file,
+            minimum_size=minimum_size,
+            verify_pixels=verify_pixels,
+            at_least=at_least,
+            max_pixels=max_pixels,
+        )
+
+    reasons = list(_in_threads(fault, tree.files))
     seconds = time.perf_counter() - start
     bad = {file: reason for file, reason in zip(tree.files, reasons, strict=True) if reason is not None}
     kept = [reason is None for reason in reasons]
@@ -59,7 +77,7 @@ def check_images(
         f"{tree.root}: {len(tree.files) - len(bad)} images, {len(bad)} bad files{ignored}; checked in {seconds:.1f} s."
     )
     if bad:
-        listed = "".join(f"\n  {file}: {reason}" for file, reason in list(bad.items())[:_SHOWN])
+        listed = "".join(f"\n  {shown(file)}: {reason}" for file, reason in list(bad.items())[:_SHOWN])
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         found = f"{len(bad)} of {len(tree.files)} files in {tree.root} are no usable images:{listed}{more}"
         if len(bad) > max_bad_fraction * len(tree.files) or len(bad) == len(tree.files):
@@ -72,22 +90,34 @@ def check_images(
     return CheckedImages(replace(tree, files=list(compress(tree.files, kept)), labels=labels), bad)
 
 
-def find_fault(path: str | os.PathLike[str], *, minimum_size: int, verify_pixels: bool = False) -> str | None:
+def find_fault(
+    path: str | os.PathLike[str],
+    *,
+    minimum_size: int,
+    verify_pixels: bool = False,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> str | None:
     """What is wrong with an image file, None if nothing is.
 
     Args:
         path: The file.
         minimum_size: Pixels that both sides must have at least.
         verify_pixels: Decode it also if header and end are in order.
+        at_least: What both sides of a JPEG keep at least if it is decoded at reduced scale; None decodes in full.
+        max_pixels: More than these are not decoded.
     """
     try:
-        with open(path, "rb") as stream, open_image(stream) as image:
+        with (
+            open_file(path, max_pixels=max_pixels) as stream,
+            open_image(stream, at_least=at_least, max_pixels=max_pixels) as image,
+        ):
             if min(image.size) < minimum_size:
                 width, height = image.size
                 return f"{width} x {height} pixels are smaller than minimum_size={minimum_size}"
             in_order = _ends_well(image, stream)
         if verify_pixels or not in_order:
-            decode_image(path)
+            decode_image(path, at_least=at_least, max_pixels=max_pixels)
     except NotAnImageError as error:
         return str(error)
     except OSError as error:
@@ -95,15 +125,12 @@ def find_fault(path: str | os.PathLike[str], *, minimum_size: int, verify_pixels
     return None
 
 
-def _reasons(tree: ImageTree, minimum_size: int, verify_pixels: bool) -> Iterator[str | None]:
+def _in_threads(fault: Callable[[str], str | None], files: list[str]) -> Iterator[str | None]:
     def check(first: int) -> list[str | None]:
-        return [
-            find_fault(tree.root / file, minimum_size=minimum_size, verify_pixels=verify_pixels)
-            for file in tree.files[first : first + _FILES_PER_TASK]
-        ]
+        return [fault(file) for file in files[first : first + _FILES_PER_TASK]]
 
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        for reasons in threads.map(check, range(0, len(tree.files), _FILES_PER_TASK)):
+        for reasons in threads.map(check, range(0, len(files), _FILES_PER_TASK)):
             yield from reasons
 
 

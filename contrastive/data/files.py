@@ -32,9 +32,10 @@ class ImageTree:
 def list_images(root: str | os.PathLike[str], *, labelled: bool | None = None) -> ImageTree:
     """List the image files below a folder; the same list on every machine that holds the same files.
 
-    A file is an image by its extension. Files and folders whose name begins with a dot are ignored, symbolic links
-    are followed, and no real folder is visited twice. If all images lie in at least two folders directly below the
-    root, these are the classes; otherwise there are no classes.
+    A file is an image by its extension, whatever it is: also a pipe or a link to nowhere is listed, and later found to
+    be bad. Files and folders whose name begins with a dot are ignored, symbolic links are followed, and no real folder
+    is visited twice. If all images lie in at least two folders directly below the root, these are the classes;
+    otherwise there are no classes.
 
     Args:
         root: The folder.
@@ -43,6 +44,7 @@ def list_images(root: str | os.PathLike[str], *, labelled: bool | None = None) -
     Raises:
         FileNotFoundError: There is no such folder.
         NotADirectoryError: The path is a file.
+        OSError: A folder below it cannot be listed, or a link that may be one leads nowhere.
         ValueError: No images, or ``labelled=True`` while images lie directly in the folder.
     """
     folder = existing_folder(root)
@@ -122,6 +124,11 @@ def check_same_classes(train: list[str] | None, val: list[str] | None) -> None:
     raise ValueError(f"{message} Rename, add or remove class folders until both agree.")
 
 
+def shown(name: str) -> str:
+    """A file's name in one line that every terminal and file can take: line breaks, bytes that are no UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+
+
 def _walk(root: Path) -> Iterator[str]:
     """Paths of the files below the root, relative to it; each real folder is visited once, links after real folders."""
     visited: set[tuple[int, int]] = set()
@@ -131,19 +138,40 @@ def _walk(root: Path) -> Iterator[str]:
         if not folders:
             links.sort(reverse=True)
         folder = folders.pop() if folders else links.pop()
-        status = os.stat(root / folder)
-        if (status.st_dev, status.st_ino) in visited:
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(path)
-                elif entry.is_file() or entry.is_symlink():  # a link to nowhere is listed, and later found to be bad
-                    yield path
+        try:
+            status = os.stat(root / folder)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(root / folder) as opened:
+                entries = [entry for entry in opened if not entry.name.startswith(".")]
+        except OSError as error:
+            raise OSError(
+                f"The folder {shown(str(root / folder))} cannot be listed: {error.strerror}. What it holds would be "
+                "missing without a word: make it readable, or take it away."
+            ) from error
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(path)
+            else:
+                yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one. A link to nowhere is none, if its extension says that it is a file."""
+    try:
+        is_folder = entry.is_dir()
+        if not is_folder and entry.is_symlink():
+            entry.stat()
+    except OSError as error:  # nothing there, a ring of links, or a place where this user may not look
+        if os.path.splitext(entry.name)[1]:
+            return False
+        raise OSError(
+            f"The link {shown(entry.path)} leads nowhere: {error.strerror}. It may have been a folder of images: mount "
+            "what it leads to, repair it, or take it away."
+        ) from error
+    return is_folder
 
 
 def _with_likely(name: str, known: list[str]) -> str:

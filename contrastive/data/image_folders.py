@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from contrastive.data.check import CheckedImages, check_images
-from contrastive.data.decode import WHITE, NotAnImageError, decode_image, fit_image
-from contrastive.data.files import ImageTree, check_same_classes, existing_folder, list_images
+from contrastive.data.decode import MAX_PIXELS, WHITE, NotAnImageError, decode_image, fit_image
+from contrastive.data.files import ImageTree, check_same_classes, existing_folder, list_images, shown
 from contrastive.data.loaders import EpochLoader, ragged_batch, worker_loader
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, TrainSampler, rank_and_world_size
@@ -48,6 +48,8 @@ class ImageFolders(ImageData):
             sorts out tracking pixels and the like, not small pictures.
         max_bad_fraction: Above this fraction of bad files the start fails, 0..1.
         verify_pixels: Decode every file at the start.
+        max_pixels: Files whose header promises more are bad files, before anything of them is decoded: decompression
+            bombs. A JPEG that ``at_least`` lets be decoded at reduced scale may have up to 64 times as many.
         background: What shows through transparent pixels, RGB in 0..255; white unless given.
         seed: Seed of the order of the training images, >= 0.
 
@@ -75,6 +77,7 @@ class ImageFolders(ImageData):
         minimum_size: int = 8,
         max_bad_fraction: float = 0.01,
         verify_pixels: bool = False,
+        max_pixels: int = MAX_PIXELS,
         background: tuple[int, int, int] = WHITE,
         seed: int = 0,
     ) -> None:
@@ -102,6 +105,7 @@ class ImageFolders(ImageData):
         self.minimum_size = minimum_size
         self.max_bad_fraction = max_bad_fraction
         self.verify_pixels = verify_pixels
+        self.max_pixels = max_pixels
         self.background = background
         self._findings: dict[str, CheckedImages] | OSError | ValueError | None = None
         self._checked: dict[str, CheckedImages] | None = None
@@ -175,7 +179,7 @@ class ImageFolders(ImageData):
             keep_workers: Whether the workers outlive the end of an epoch.
         """
         return worker_loader(
-            ImageFiles(self._files(split).tree, self.image_size, self.at_least, self.background),
+            ImageFiles(self._files(split).tree, self.image_size, self.at_least, self.background, self.max_pixels),
             sampler,
             batch_size,
             num_workers=self.loading_processes if self.num_workers is None else self.num_workers,
@@ -209,6 +213,8 @@ class ImageFolders(ImageData):
                     minimum_size=self.minimum_size,
                     max_bad_fraction=self.max_bad_fraction,
                     verify_pixels=self.verify_pixels,
+                    at_least=self.at_least,
+                    max_pixels=self.max_pixels,
                 )
                 for split, tree in self._trees.items()
             }
@@ -229,6 +235,7 @@ class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 H W"] | int]]):
         image_size: Side of the squares in pixels; None leaves images as they are.
         at_least: What both sides of a JPEG keep at least if it is decoded at reduced scale; None decodes all in full.
         background: What shows through transparent pixels, RGB in 0..255.
+        max_pixels: More than these are not decoded.
     """
 
     def __init__(
@@ -237,6 +244,7 @@ class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 H W"] | int]]):
         image_size: int | None = None,
         at_least: int | None = None,
         background: tuple[int, int, int] = WHITE,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.root = Path(tree.root)
         # One array each, not lists: a worker that reads a list's items writes their reference counts, and so copies
@@ -246,6 +254,7 @@ class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 H W"] | int]]):
         self.image_size = image_size
         self.at_least = at_least
         self.background = background
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -255,15 +264,21 @@ class ImageFiles(Dataset[dict[str, UInt8[Tensor, "3 H W"] | int]]):
         """One image uint8 [3, H, W], its index, and its label where known.
 
         Raises:
-            ValueError: The file does not decode.
+            OSError: The file cannot be read any more.
+            ValueError: It does not decode.
         """
         path = self.root / os.fsdecode(self.files[index])
         try:
-            image = decode_image(path, background=self.background, at_least=self.at_least)
+            image = decode_image(path, background=self.background, at_least=self.at_least, max_pixels=self.max_pixels)
+        except OSError as error:
+            raise OSError(
+                f"{shown(str(path))} was in order at the start and cannot be read now: {error.strerror}. Put it back "
+                "or start again, which goes on with the files that are there."
+            ) from error
         except NotAnImageError as error:
             raise ValueError(
-                f"{path} has a good header but does not decode: {error}. Remove or repair it, or start with "
-                "verify_pixels=True, which finds all such files before training."
+                f"{shown(str(path))} has a good header but does not decode: {error}. Remove or repair it, or start "
+                "with verify_pixels=True, which finds all such files before training."
             ) from error
         if self.image_size is not None:
             image = fit_image(image, self.image_size)
