@@ -8,12 +8,14 @@ import pytorch_lightning as pl
 from jaxtyping import Float, Float32, Int64, UInt8
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 
 from contrastive.augmentations import MakeViews, RaggedImages, SampleKey, views_from
 from contrastive.chunks import check_chunk_size, encode_views
+from contrastive.distributed import from_rank_zero
 from contrastive.optim import MakeOptimizer, training_length
-from contrastive.sharding import check_all_sharded, shard_, uncount_
+from contrastive.sharding import check_all_sharded, shard_, share_running_statistics_, uncount_
 
 Images = UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"] | RaggedImages  # floats in [0, 1]
 Views = Sequence[Float[Tensor, "B C _ _"]]
@@ -100,6 +102,8 @@ class ContrastiveModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and what callbacks look at: detached features and projections, labels, index."""
         check_batch(batch)
+        if self.device_mesh is not None:
+            share_running_statistics_(self)
         step = self.step(self.make_views(batch["image"], self.key_of(batch)), batch)
         self.log("train/loss", step.loss.detach(), batch_size=len(batch["image"]), prog_bar=True)
         # Lightning detaches only "loss"; features kept attached would hold the graph until the next batch.
@@ -107,6 +111,13 @@ class ContrastiveModule(pl.LightningModule):
         if step.projections is not None:
             watched["projections"] = step.projections.detach()
         return watched
+
+    def on_validation_start(self) -> None:
+        """Measure what a checkpoint holds: BatchNorm statistics of the first rank, as in DDP's next forward pass."""
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel) and wrapped.broadcast_buffers:
+            for buffer in self.buffers():
+                buffer.copy_(from_rank_zero(buffer))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Features of unaugmented images, for callbacks to score."""

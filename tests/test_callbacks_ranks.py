@@ -223,3 +223,30 @@ def test_our_own_sampler_repeats_no_image_where_there_is_no_index() -> None:
         tally = Tally(DataLoader(sampler.dataset, sampler=sampler), torch.device("cpu"))
         tally.add(torch.ones(len(sampler), 2).long(), torch.zeros(len(sampler)).long(), None)
         assert tally.totals().tolist() == [len(sampler)] * 3
+
+
+def statistics(_: None) -> tuple[list[Tensor], list[Tensor]]:
+    """BatchNorm's statistics on this rank, after an epoch's last batch and when the validation after it is measured."""
+    as_torchrun()
+    seen: dict[str, list[Tensor]] = {}
+
+    class Notes(pl.Callback):
+        def note(self, when: str, module: pl.LightningModule) -> None:
+            seen[when] = [buffer.clone() for name, buffer in module.named_buffers() if "running" in name]
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            self.note("trained", pl_module)
+
+        def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.note("validates", pl_module)
+
+    method = METHODS["simclr"].build()
+    tiny.trainer([Notes()], strategy="ddp", devices=2, max_epochs=1).fit(method, tiny.data(batch_size=8))
+    return seen["trained"], seen["validates"]
+
+
+def test_validation_sees_the_first_ranks_statistics_as_checkpoints_do(two_ranks: Ranks) -> None:
+    (first, first_validates), (second, second_validates) = two_ranks(statistics, None)
+    assert not all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    for expected, *found in zip(first, first_validates, second_validates, strict=True):
+        assert all(torch.equal(expected, one) for one in found)
