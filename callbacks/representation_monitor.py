@@ -55,6 +55,13 @@ class RepresentationMonitor(Watcher):
         self.every_n_steps = every_n_steps
         self.collapsed_std = collapsed_std
         self._has_warned = False
+        self._measured: dict[str, list[float]] = {}  # in this epoch
+
+    @property
+    def state_key(self) -> str:
+        """Tells monitors apart in a checkpoint."""
+        layer = None if self.layer is None else self.layer.name
+        return self._generate_state_key(layer=layer, every_n_steps=self.every_n_steps)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new run may warn again."""
@@ -64,6 +71,10 @@ class RepresentationMonitor(Watcher):
     def reads(self, hook: str, batch_idx: int) -> bool:
         """Training batches whose turn has come."""
         return hook == "training_step" and batch_idx % self.every_n_steps == 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing is measured yet. A run that goes on within an epoch does not come here."""
+        self._measured = {}
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -83,10 +94,24 @@ class RepresentationMonitor(Watcher):
             if watched.projections is not None:
                 projections = gather_rows(watched.projections.float().contiguous())
                 values["projection_std"] = feature_std(projections[projections.isfinite().all(1)])
-        log_epoch(pl_module, {f"{self.name}/{key}": value for key, value in values.items()})
+        for key, value in values.items():
+            self._measured.setdefault(key, []).append(float(value))
         for what in ("feature", "projection"):
             if f"{what}_std" in values:
                 self._warn_once(trainer, f"{what.capitalize()}s", float(values[f"{what}_std"]), len(per_image))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch's means."""
+        means = {key: torch.tensor(values, device=pl_module.device).mean() for key, values in self._measured.items()}
+        log_epoch(pl_module, {f"{self.name}/{key}": mean for key, mean in means.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured in an epoch that is not over."""
+        return {"measured": self._measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._measured = state_dict["measured"]
 
     def _warn_once(self, trainer: pl.Trainer, what: str, std: float, num_images: int) -> None:
         if self._has_warned or not std < self.collapsed_std:

@@ -17,6 +17,7 @@ from contrastive import load_encoder, recipes
 from contrastive.cli import main
 from contrastive.module import ContrastiveModule
 from contrastive.runs.load import build, load_run
+from tests.shell import draw_images
 
 ROOT = Path(__file__).parent.parent
 TINY = "--max-epochs 2 --batch-size 8"
@@ -25,15 +26,7 @@ TINY = "--max-epochs 2 --batch-size 8"
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of solid colours with noise, 32x32: two images of each to train on and two to test."""
-    folder = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for label in range(10):
-            (folder / split / f"class{label}").mkdir(parents=True)
-            for number in range(2):
-                pixels = noise.integers(0, 60, (32, 32, 3)) + 19 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / f"class{label}" / f"{number}.png")
-    return folder
+    return draw_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
@@ -357,16 +350,6 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_named(
     assert code == 1
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_a_failing_run_records_that_it_failed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"fit moco_resnet18_cifar10 --data-dir {images} --max-epochs 1 --batch-size 12 --width 8"
-    code, error = error_of(f"{words} --queue-size 24 --run-dir {tmp_path / 'run'}", capsys)
-    assert code == 1
-    assert "error: BatchNorm in 8 groups needs a batch that 8 divides, got 12." in error
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["status"] == "failed"
-    assert record["error"].startswith("ValueError: BatchNorm in 8 groups")
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:

@@ -34,6 +34,7 @@ IRRELEVANT_MESSAGES = (
 IRRELEVANT_WARNINGS = (
     ".*treespec, LeafSpec.*deprecated",  # between Lightning and torch; nothing of the user's or ours
     ".*Checkpoint directory .* exists and is not empty",  # of a run that goes on
+    ".*The dirpath has changed",  # of a run's folder that was moved: what it has kept stays
     ".*does not have many workers",  # their number is a recipe's option
     ".*stopped short of the optimum",  # the table says so
 )

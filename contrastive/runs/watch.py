@@ -14,8 +14,12 @@ class LogProgress(pl.Callback):
     probes that run outside of the batches are not in it.
     """
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock starts, also in the middle of an epoch, where a run may go on."""
+        self.images, self.started = 0, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock starts."""
+        """The clock starts anew."""
         self.images, self.started = 0, time.perf_counter()
 
     def on_train_batch_start(

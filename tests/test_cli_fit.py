@@ -1,0 +1,242 @@
+"""``contrastive fit`` called again: after kills and signals, on finished, foreign, torn and busy folders."""
+
+import csv
+import json
+import shlex
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from contrastive.cli import main
+from contrastive.runs.last_checkpoint import REQUEUE
+from tests.drills.process import Ended, started
+from tests.shell import draw_images
+
+# 25 steps an epoch, of which every tenth is logged.
+OPTIONS = "--batch-size 2 --width 4 --max-epochs 2"
+INTERRUPTED = 130
+
+pytestmark = [
+    pytest.mark.filterwarnings("default::contrastive.runs.continuity.ContinuityWarning"),
+    pytest.mark.filterwarnings("default::contrastive.optim.ScheduleWarning"),
+    pytest.mark.filterwarnings("default:.*is taken instead"),
+]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What is fitted."""
+    images = draw_images(tmp_path_factory.mktemp("images"), train=5)
+    return f"fit simclr_resnet18_cifar10 --data-dir {images} {OPTIONS}"
+
+
+@pytest.fixture(scope="module")
+def whole(words: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(f"{words} --run-dir {folder}".split()) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(whole, tmp_path / "copied"))
+
+
+def signalled(signals: str, step: int, words: str, folder: Path) -> Ended:
+    """A fit in a process of its own, which gets these signals in this step."""
+    command = ["python", "-m", "tests.shell", signals, str(step), *words.split(), "--run-dir", folder]
+    with started(command, folder.parent / "output") as process:
+        return process.ended(120)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what a clock said."""
+    with (folder / "metrics.csv").open(newline="") as lines:
+        return [
+            {name: value for name, value in row.items() if not name.endswith("_per_s")} for row in csv.DictReader(lines)
+        ]
+
+
+def flip(file: Path) -> None:
+    """Alter one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_and_killed_comes_to_what_it_would_have_and_logs_every_row_once(
+    words: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    # In a step that is logged; in the first one after an epoch; in any; after a row that no checkpoint knows of.
+    for signals, step, code in (("SIGTERM", 20, 75), ("SIGKILL", 26, -9), ("SIGUSR1", 33, 75), ("SIGKILL", 41, -9)):
+        end = signalled(signals, step, words, folder)
+        assert end.code == code, end.stderr
+        if code == REQUEUE:
+            (line,) = [line for line in end.stdout.splitlines() if line.startswith("To go on: ")]
+            assert line.endswith(shlex.join([*words.split(), "--run-dir", str(folder)]))
+    assert main(f"{words} --run-dir {folder}".split()) == 0
+    assert f"Goes on in {folder} from last.ckpt: step 33, epoch 2\n" in capsys.readouterr().out
+
+    expected, found = weights(whole), weights(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert logged(folder) == logged(whole)
+    assert {row["step"] for row in logged(whole)} == {"9", "19", "24", "29", "39", "49"}
+    said = record(folder)
+    attempts = [(one["status"], one["checkpoint"], one["step"]) for one in said["attempts"]]
+    assert attempts == [
+        ("preempted", None, 0),
+        ("killed", "last.ckpt", 20),
+        ("preempted", "last.ckpt", 25),
+        ("killed", "last.ckpt", 33),
+        ("finished", "last.ckpt", 33),
+    ]
+    assert said["status"] == "finished"
+    assert said["started"] == said["attempts"][0]["started"]
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_waits_for_nothing(words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    end = signalled("SIGINT+SIGINT", 30, words, folder)
+    assert end.code == INTERRUPTED
+    assert end.stderr.endswith("error: interrupted\n")
+    assert f"--run-dir {folder}" in end.stdout.splitlines()[-1]
+    said = record(folder)
+    assert said["status"] == said["attempts"][0]["status"] == "interrupted"
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 25
+
+
+@pytest.mark.slow
+def test_two_processes_never_train_in_one_folder_but_others_may_read_it(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    long = words.replace("--max-epochs 2", "--max-epochs 100000").split()
+    with started(["python", "-m", "contrastive", *long, "--run-dir", folder], tmp_path / "output") as process:
+        process.line("epoch 2/", 120)
+        capsys.readouterr()
+        assert main([*long, "--run-dir", str(folder)]) == 1
+        assert f"error: {folder} is in use: process {process.pid} trains in it." in capsys.readouterr().err
+        assert len(record(folder)["attempts"]) == 1
+        assert main(["export", str(folder)]) == 0
+        process.signal(signal.SIGTERM)
+        assert process.ended().code == REQUEUE
+
+
+def test_a_finished_run_that_is_called_again_says_so_and_stays_as_it_is(
+    words: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, rows = record(copied), (copied / "metrics.csv").read_bytes()
+    assert main(f"{words} --run-dir {copied}".split()) == 1
+    assert "error: Nothing is left to train: 2 epochs are done, and max_epochs is 2." in capsys.readouterr().err
+    assert {**record(copied), "attempts": before["attempts"]} == before
+    assert (copied / "metrics.csv").read_bytes() == rows
+
+
+def test_arguments_that_changed_are_said_and_hold_from_then_on(
+    words: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = logged(copied)
+    assert main(f"{words} --run-dir {copied} --max-epochs 3".split()) == 0
+    assert "argument max_epochs was 2, and is 3" in capsys.readouterr().err
+    said = record(copied)
+    assert said["arguments"]["max_epochs"] == 3
+    assert said["attempts"][-1]["changed_arguments"] == {"max_epochs": [2, 3]}
+    assert logged(copied)[: len(rows)] == rows
+    assert torch.load(copied / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 75
+
+
+def test_a_run_of_another_recipe_is_refused(words: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (copied / "run.json").read_text()
+    other = words.replace("simclr_", "moco_")
+    assert main(f"{other} --run-dir {copied}".split()) == 1
+    assert f"error: {copied} holds a run of recipe simclr_resnet18_cifar10, not of moco" in capsys.readouterr().err
+    assert (copied / "run.json").read_text() == before
+
+
+def test_a_folder_of_other_files_is_refused(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert main(f"{words} --run-dir {tmp_path}".split()) == 1
+    assert f"error: {tmp_path} is not empty, and a run keeps its folder to itself." in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_torn_checkpoint_is_skipped_and_said_and_the_rows_of_the_older_one_are_kept(
+    words: str, whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copied / "checkpoints" / "last.ckpt"
+    flip(file)
+    assert main(["export", str(copied)]) == 0
+    assert "previous.ckpt is taken instead" in capsys.readouterr().err
+    assert main(f"{words} --run-dir {copied}".split()) == 0
+    printed = capsys.readouterr().out
+    assert f"Skipped: {file} is torn or was altered" in printed
+    assert f"Goes on in {copied} from previous.ckpt: step 25, epoch 1\n" in printed
+    assert logged(copied) == logged(whole)
+    assert all(torch.equal(weights(copied)[name], value) for name, value in weights(whole).items())
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_trained(
+    words: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (copied / "checkpoints").glob("*.ckpt"):
+        flip(file)
+    before = (copied / "run.json").read_text()
+    assert main(f"{words} --run-dir {copied}".split()) == 1
+    error = capsys.readouterr().err
+    assert f"error: None of the checkpoints in {copied / 'checkpoints'} can be used." in error
+    assert "Put back a copy of one, or delete them all to begin anew." in error
+    assert main(["export", str(copied)]) == 1
+    assert (copied / "run.json").read_text() == before
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(
+    words: str, whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    assert main(f"{words} --run-dir {copied}".split()) == 0
+    assert f"There is no checkpoint in {copied} yet: the run begins anew\n" in capsys.readouterr().out
+    assert logged(copied) == logged(whole)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(f"{words} --run-dir {tmp_path / 'file' / 'run'}".split()) == 1
+    output = capsys.readouterr()
+    assert f"error: Nothing can be written to {tmp_path / 'file' / 'run'}: " in output.err
+    assert "epoch 1/" not in output.out
+
+
+def test_a_failing_run_records_its_cause(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"{words.replace('simclr_', 'moco_')} --queue-size 4 --run-dir {tmp_path / 'run'}"
+    assert main(f"{words} --batch-norm-groups 8 --batch-size 12".split()) == 1
+    assert "error: BatchNorm in 8 groups needs a batch that 8 divides, got 12." in capsys.readouterr().err
+    said = record(tmp_path / "run")
+    assert said["status"] == said["attempts"][0]["status"] == "failed"
+    assert said["error"] == said["attempts"][0]["error"]
+    assert said["error"].startswith("ValueError: BatchNorm in 8 groups")
+
+
+def test_a_budget_of_steps_that_are_not_finite_is_a_count(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"{words} --skip-non-finite -1".split()) == 2
+    assert capsys.readouterr().err == "error: --skip-non-finite takes 0 or more, got -1.\n"
