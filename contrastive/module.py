@@ -122,6 +122,8 @@ class ContrastiveModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Features of unaugmented images, for callbacks to score."""
         check_batch(batch)
+        if self.device_mesh is not None:
+            share_running_statistics_(self)
         return _watched(self(batch["image"]), batch)
 
     def key_of(self, batch: Batch) -> SampleKey:

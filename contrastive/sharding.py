@@ -2,13 +2,16 @@
 
     strategy = ModelParallelStrategy(data_parallel_size=8, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
-and ``ContrastiveModule.configure_model`` shards the method. Losses and gradients are those of DDP. BatchNorm's running
-statistics are each rank's own, as nothing spreads them; a checkpoint has the first rank's.
+and ``ContrastiveModule.configure_model`` shards the method. Losses, gradients and running statistics are those of DDP.
 """
 
 import pytorch_lightning as pl
-from torch.distributed.tensor import DTensor
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.optimizer import Optimizer
+
+from contrastive.distributed import from_rank_zero
 
 
 def shard_(module: pl.LightningModule) -> None:
@@ -62,6 +65,23 @@ def check_all_sharded(module: pl.LightningModule) -> None:
             f"Each rank would train {', '.join(left_out)} of {type(module).__name__} by itself, as only other parts "
             "are sharded. Call contrastive.sharding.shard_(self) in configure_model, or fully_shard on all of them."
         )
+
+
+@torch.no_grad()
+def share_running_statistics_(module: nn.Module) -> None:
+    """Give all ranks the first one's running statistics of BatchNorm, as DDP does before every step."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    both = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+    if both:
+        shared = from_rank_zero(torch.cat(both)).split([len(buffer) for buffer in both])
+        torch._foreach_copy_(both, list(shared))
+
+
+def sharded_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A value for a parameter, dealt out as that is, if it is; the first rank's counts."""
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def uncount_(optimizer: Optimizer) -> None:

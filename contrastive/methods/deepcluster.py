@@ -22,6 +22,7 @@ from contrastive.losses import cross_entropy
 from contrastive.modes import eval_mode
 from contrastive.module import AnyMakeViews, Batch, ContrastiveModule, Step, Views, check_batch, feature_dim
 from contrastive.optim import MakeOptimizer
+from contrastive.sharding import sharded_as
 
 CHECKPOINT_KEY = "deepcluster_assignments"
 
@@ -111,7 +112,8 @@ class DeepCluster(ContrastiveModule):
         self.assignments = assignments
         with torch.no_grad():
             weight = torch.empty(self.classifier.weight.shape)  # on the host, where all ranks draw the same
-            self.classifier.weight.copy_(weight.normal_(0, 0.01, generator=torch.Generator().manual_seed(seed)))
+            weight.normal_(0, 0.01, generator=torch.Generator().manual_seed(seed))
+            self.classifier.weight.copy_(sharded_as(self.classifier.weight, weight))
             self.classifier.bias.zero_()
         for optimizer in self.trainer.optimizers:
             for parameter in self.classifier.parameters():

@@ -11,7 +11,7 @@ from tests.drills.process import Ended, Process
 from tests.drills.trace import Line, read
 from tests.drills.trainee import Options, train
 
-SECONDS = 90  # for a training that takes two; a busy machine is slow
+SECONDS = 150  # for a training that takes two; on a busy machine a process may take a minute to start
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def running(options: Options, *, launched: bool = False) -> Iterator[Process]:
         with process.started(command, folder) as started:
             yield started
         return
-    with process.forked(train, options, folder=folder, environments=_environments(options.ranks)) as forked:
+    with process.forked(train, options, folder=folder, environments=environments(options.ranks)) as forked:
         yield forked
 
 
@@ -69,7 +69,7 @@ class References:
         return self.known[plain]
 
 
-def _environments(ranks: int) -> list[dict[str, str]]:
+def environments(ranks: int) -> list[dict[str, str]]:
     """What a launcher such as torchrun sets for each rank."""
     if ranks == 1:
         return [{}]
