@@ -245,6 +245,7 @@ def _in_fork(
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    mp.set_start_method("fork", force=True)  # for worker processes, as in a process that was not forked so
     os.setpgid(0, leader)
     function(*arguments)
 

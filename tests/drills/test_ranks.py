@@ -155,7 +155,7 @@ def test_a_rank_is_killed(
     with running(replace(options, tell=moment, tell_rank=rank), launched=launched) as trainee:
         pid = int(trainee.line(f"at {moment},", SECONDS))
         trainee.signal(signal.SIGKILL, pid)
-        end = trainee.ended()
+        end = trainee.ended(SECONDS)
     notes = [f"took {end.seconds:.0f} s"] if end.seconds > PEER_SECONDS else []
     notes += [f"ended with {end.codes}"] if 0 in end.codes else []
     notes += [difference(mine, other) for mine, other in zip(finished(options), references(options), strict=True)]

@@ -36,8 +36,8 @@ def stopped(options: Options, number: int, to: int, *, launched: bool = False) -
         if to == EVERYONE:
             trainee.signal_group(number)
         else:
-            trainee.signal(number, int(trainee.line(f"rank {to} is")))
-        return trainee.ended()
+            trainee.signal(number, int(trainee.line(f"rank {to} is", SECONDS)))
+        return trainee.ended(SECONDS)
 
 
 def faults(options: Options, end: Ended, references: References) -> list[str]:
@@ -128,7 +128,7 @@ def test_a_second_interrupt(drill: Drill, tmp_path: Path, references: References
         time.sleep(0.5)
         waits = trainee.codes == [None]
         trainee.signal(signal.SIGINT)
-        end = trainee.ended()
+        end = trainee.ended(SECONDS)
     notes = [] if waits else ["the first one did not wait"]
     notes += [f"took {end.seconds:.0f} s"] if end.seconds > 5 else []
     notes += [f"ended with {end.code}"] if end.code in (0, REQUEUE) else []
