@@ -63,6 +63,8 @@ class Signals(pl.Callback):
                 self.steps.append((trainer.fit_loop.total_batch_idx, arguments[1]["index"].tolist()))
             if name == "on_validation_epoch_end" and not trainer.sanity_checking:
                 self.validated.append(trainer.current_epoch)
+            if name == "on_validation_batch_start":
+                torch.rand(1)  # a validation that is repeated must draw the same numbers
             if name == self.hook and not trainer.sanity_checking:
                 self.calls += 1
                 if self.calls == self.number:
