@@ -12,7 +12,7 @@
 RUN is a run's folder or a checkpoint. Add --help to any of them.
 
 Exit codes: 0 finished; 75 a signal stopped a fit and its checkpoint is written, call the same command again with
---run-dir to go on; 130 interrupted by a second Ctrl-C; 1 failed; 2 not understood.
+--run-dir to go on; 130 interrupted, a fit by a second Ctrl-C; 1 failed; 2 not understood.
 """
 
 import sys

@@ -12,8 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from contrastive import SimCLR
+from contrastive.augmentations import simclr_views
 from contrastive.cli import main
+from contrastive.optim import adamw_cosine
 from contrastive.runs.last_checkpoint import REQUEUE
+from contrastive.runs.training import fit
+from tests import tiny
 from tests.drills.process import Ended, started
 from tests.shell import draw_images
 
@@ -240,3 +245,15 @@ def test_a_failing_run_records_its_cause(words: str, tmp_path: Path, capsys: pyt
 def test_a_budget_of_steps_that_are_not_finite_is_a_count(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"{words} --skip-non-finite -1".split()) == 2
     assert capsys.readouterr().err == "error: --skip-non-finite takes 0 or more, got -1.\n"
+
+
+def test_an_interrupt_is_listened_to_again_after_a_fit_that_one_ended() -> None:
+    class Interrupted(SimCLR):
+        def on_train_start(self) -> None:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    method = Interrupted(tiny.ConvEncoder(), simclr_views(8), adamw_cosine(0.01, warmup_epochs=0))
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny.trainer(max_epochs=1), method, tiny.data())
+    assert signal.getsignal(signal.SIGINT) is before

@@ -22,7 +22,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.demos.boring_classes import BoringModel
 
-from contrastive.runs import safe_load
+from contrastive.runs import checkpoints, safe_load
 from contrastive.runs.checkpoints import DIGESTS, CheckpointError, Newest, WholeCheckpoints, keep_as, newest, prepare
 
 
@@ -419,3 +419,20 @@ def test_a_trainer_saves_and_resumes_through_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["epoch=1.ckpt"]  # the older one is deleted
     assert [name for name, _ in json.loads((tmp_path / DIGESTS).read_text())] == ["epoch=1.ckpt"]
     assert trained(3, tmp_path / "epoch=1.ckpt").global_step == 6
+
+
+def test_a_checkpoint_that_a_run_writes_anew_while_somebody_checks_it_is_whole(
+    io: WholeCheckpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "last.ckpt"
+    io.save_checkpoint(some(1), file)
+    digest_of = checkpoints._digest_of
+
+    def after_a_save(checked: Path) -> str:
+        monkeypatch.undo()
+        io.save_checkpoint(some(2), file)
+        return digest_of(checked)
+
+    monkeypatch.setattr(checkpoints, "_digest_of", after_a_save)
+    found = newest(tmp_path)
+    assert (found.path, found.skipped) == (file, {})

@@ -16,6 +16,7 @@ from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
 from contrastive.report.pictures import save_curves, save_pairs
 from contrastive.report.screen import RunProgress, Told
+from contrastive.runs import safe_load
 from contrastive.runs.checkpoints import Newest
 from contrastive.runs.continuity import ContinuityError
 from contrastive.runs.disk import check_writable
@@ -25,7 +26,7 @@ from contrastive.runs.evaluation import evaluate as score
 from contrastive.runs.evaluation_record import Provenance
 from contrastive.runs.folder import RunFolder, check_free, new_path
 from contrastive.runs.last_checkpoint import Preempted
-from contrastive.runs.load import build, newest_of, read_checkpoint
+from contrastive.runs.load import build, newest_of
 from contrastive.runs.lock import only_process_in
 from contrastive.runs.signature import JSON, CommandLine, UsageError, to_json
 from contrastive.runs.targets import baselines as untrained
@@ -49,7 +50,7 @@ def fit(name: str, words: Sequence[str]) -> None:
     if skip_non_finite < 0:
         raise UsageError(f"--skip-non-finite takes 0 or more, got {skip_non_finite}.")
     if run_dir is not None:
-        check_free(run_dir, name)  # and not after reading images for minutes
+        rank_zero_only(check_free)(run_dir, name)  # and not after reading images for minutes
     arguments = to_json(values)
     recipe = build(name, arguments)
     _announce(name, recipe)
@@ -126,7 +127,7 @@ def _begin(folder: RunFolder, name: str, arguments: dict[str, JSON], found: Newe
             else f"Everything goes to {folder.path}\n"
         )
         return
-    content = read_checkpoint(found.path)
+    content = safe_load.header(found.path)
     step, epoch = content["global_step"], content["epoch"]
     folder.begin(name, arguments, checkpoint=found.path.name, step=step)
     _tell(f"Goes on in {folder.path} from {found.path.name}: step {step:,}, epoch {epoch + 1}\n")

@@ -148,12 +148,14 @@ def check_whole(file: Path) -> None:
     Raises:
         CheckpointError: They differ.
     """
-    digests = {entry.digest for entry in _listed(file.parent) if entry.name == file.name}
-    if digests and _digest_of(file) not in digests:
-        raise CheckpointError(
-            f"{file} is torn or was altered: its content is not what was written. Go on from another checkpoint of "
-            "the folder, or delete this one."
-        )
+    digests = _digests_of(file)
+    while digests and _digest_of(file) not in digests:
+        earlier, digests = digests, _digests_of(file)
+        if digests == earlier:  # and no run has just written it anew
+            raise CheckpointError(
+                f"{file} is torn or was altered: its content is not what was written. Go on from another checkpoint of "
+                "the folder, or delete this one."
+            )
     if not digests and (damage := safe_load.damage(file)):
         raise CheckpointError(f"{file} cannot be read as a checkpoint: {damage}. It is torn, was altered, or is none.")
 
@@ -295,6 +297,11 @@ def _steps(file: Path) -> int:
         return int(safe_load.header(file)["global_step"])
     except (CheckpointError, OSError, KeyError, TypeError):  # it will be skipped, and then it is said why
         return -1
+
+
+def _digests_of(file: Path) -> set[str]:
+    """Those that are listed beside it."""
+    return {entry.digest for entry in _listed(file.parent) if entry.name == file.name}
 
 
 def _digest_of(file: Path) -> str:

@@ -8,7 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive.runs.disk import check_writable as check_writable
 from contrastive.runs.disk import write_text
 from contrastive.runs.environment import commit, hardware, versions
 from contrastive.runs.lock import LOCK
