@@ -11,6 +11,7 @@ from tests.drills.process import Ended, Process
 from tests.drills.trace import Line, read
 from tests.drills.trainee import Options, train
 
+HAPPENS = ("kill", "kill_by", "kill_rank", "kill_group", "tell", "tell_rank", "pause")
 SECONDS = 150  # for a training that takes two; on a busy machine a process may take a minute to start
 
 
@@ -63,7 +64,8 @@ class References:
 
     def __call__(self, options: Options) -> list[list[Line]]:
         """Each rank's trace of such a training, whose checkpoints are those at the epochs' ends alone."""
-        plain = replace(options, folder=self.folder, minutes=1e6, kill="", kill_rank=0, tell="", tell_rank=0, pause=0.0)
+        nothing = {name: getattr(Options, name) for name in HAPPENS}
+        plain = replace(options, folder=self.folder, minutes=1e6, **nothing)
         if plain not in self.known:
             self.known[plain] = finished(replace(plain, folder=self.folder / str(len(self.known))))
         return self.known[plain]
