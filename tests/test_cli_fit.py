@@ -16,7 +16,7 @@ from contrastive import SimCLR
 from contrastive.augmentations import simclr_views
 from contrastive.cli import main
 from contrastive.optim import adamw_cosine
-from contrastive.runs.last_checkpoint import REQUEUE
+from contrastive.runs.last_checkpoint import REQUEUE, Preempted
 from contrastive.runs.training import fit
 from tests import tiny
 from tests.drills.process import Ended, started
@@ -245,6 +245,17 @@ def test_a_failing_run_records_its_cause(words: str, tmp_path: Path, capsys: pyt
 def test_a_budget_of_steps_that_are_not_finite_is_a_count(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"{words} --skip-non-finite -1".split()) == 2
     assert capsys.readouterr().err == "error: --skip-non-finite takes 0 or more, got -1.\n"
+
+
+def test_a_preempted_fit_is_a_code_and_no_exit_of_whoever_calls_main(
+    words: str, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Preempted(copied / "checkpoints" / "last.ckpt", REQUEUE)
+
+    monkeypatch.setattr("contrastive.commands.fit.train", stopped)
+    assert main(f"{words} --run-dir={copied} --seed 1".split()) == 75
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"contrastive {words} --run-dir={copied} --seed 1")
 
 
 def test_an_interrupt_is_listened_to_again_after_a_fit_that_one_ended() -> None:
