@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from contrastive.runs import environment
-from contrastive.runs.folder import RunFolder, check_free, new_path
+from contrastive.runs.folder import RunFolder, check_free, new_folder
 from contrastive.runs.lock import LOCK
 from contrastive.runs.signature import JSON
 
@@ -29,10 +29,7 @@ def begun(recipe: str = "demo", **arguments: JSON) -> RunFolder:
 
 
 def test_two_runs_of_one_second_have_folders_of_their_own() -> None:
-    folders = []
-    for _ in range(3):
-        folders.append(new_path("demo"))
-        folders[-1].mkdir(parents=True)
+    folders = [new_folder("demo") for _ in range(3)]
     assert len(set(folders)) == 3
     assert all(folder.parent == Path("runs") and folder.name.startswith("demo-20") for folder in folders)
 
@@ -106,9 +103,11 @@ def test_a_finished_run_that_is_called_again_in_vain_stays_finished() -> None:
     folder = begun(seed=3, lr=0.1)
     folder.end("finished", step=7)
     before = folder.record()
-    folder.begin("demo", {"seed": 3, "lr": 0.2}, checkpoint="last.ckpt", step=7)
-    folder.end("failed", step=7, error="ContinuityError: nothing is left")
+    for _ in range(2):
+        folder.begin("demo", {"seed": 3, "lr": 0.2}, checkpoint="last.ckpt", step=7)
+        folder.end("failed", step=7, error="ContinuityError: nothing is left")
     after = folder.record()
+    assert len(after["attempts"]) == 3
     assert after["attempts"][-1]["error"] == "ContinuityError: nothing is left"
     assert {**after, "attempts": before["attempts"]} == before
 

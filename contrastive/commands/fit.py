@@ -24,7 +24,7 @@ from contrastive.runs.environment import processor
 from contrastive.runs.evaluation import Images, Wanted, choose_protocols
 from contrastive.runs.evaluation import evaluate as score
 from contrastive.runs.evaluation_record import Provenance
-from contrastive.runs.folder import RunFolder, check_free, new_path
+from contrastive.runs.folder import RunFolder, check_free, new_folder
 from contrastive.runs.last_checkpoint import Preempted
 from contrastive.runs.load import build, newest_of
 from contrastive.runs.lock import only_process_in
@@ -55,7 +55,8 @@ def fit(name: str, words: Sequence[str]) -> None:
     recipe = build(name, arguments)
     _announce(name, recipe)
     data = recipe.open_data()
-    folder = RunFolder(run_dir or new_path(name))
+    # Only the first rank makes a folder, and the others write nothing.
+    folder = RunFolder(run_dir or rank_zero_only(new_folder)(name) or Path("runs", name))
     trainer = trainer_of(
         recipe,
         data,

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive.runs.disk import write_text
+from contrastive.runs.disk import check_writable, write_text
 from contrastive.runs.environment import commit, hardware, versions
 from contrastive.runs.lock import LOCK
 from contrastive.runs.signature import JSON
@@ -123,10 +123,10 @@ class RunFolder:
         *earlier, attempt = record["attempts"]
         cause = {} if error is None else {"error": error}
         attempt |= {"ended": now(), "status": status, "reached_step": step, **cause}
-        if status == "failed" and step == attempt["step"] and earlier and earlier[-1]["status"] == "finished":
-            # Nothing came of it, and the run stays what it was.
+        before = [one for one in earlier if not _is_vain(one)]
+        if _is_vain(attempt) and before and before[-1]["status"] == "finished":  # the run stays what it was
             record["arguments"] |= {name: old for name, (old, _) in attempt.get("changed_arguments", {}).items()}
-            record |= {"finished": earlier[-1]["ended"], "status": "finished"}
+            record |= {"finished": before[-1]["ended"], "status": "finished"}
         else:
             record |= {"finished": attempt["ended"], "status": status, **cause}
         _write(self.record_file, record)
@@ -152,11 +152,16 @@ class RunFolder:
         _write(self.finetune_file, [*self.finetunings(), result])
 
 
-def new_path(recipe: str) -> Path:
-    """Where a run goes unless its user says: ``runs/RECIPE-YYYYmmdd-HHMMSS``, and nothing is there yet."""
-    name = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    paths = (Path("runs", name if n == 1 else f"{name}-{n}") for n in count(1))  # two may start in the same second
-    return next(path for path in paths if not path.exists())
+def new_folder(recipe: str) -> Path:
+    """Make the folder where a run goes unless its user says: ``runs/RECIPE-YYYYmmdd-HHMMSS``.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    runs, name = Path("runs"), f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_writable(runs, "--run-dir")
+    paths = (runs / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in paths if _made(path))  # two may start in the same second
 
 
 def check_free(path: Path, recipe: str) -> None:
@@ -188,6 +193,20 @@ def now() -> str:
 def _ended(status: Status) -> Status:
     """Of an attempt that another one follows: the folder is held by one process at a time, so the other one is gone."""
     return "killed" if status == "running" else status
+
+
+def _made(path: Path) -> bool:
+    """Whether it was this process that made the folder."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_vain(attempt: Mapping[str, Any]) -> bool:
+    """Whether an attempt failed before its first step."""
+    return bool(attempt["status"] == "failed" and attempt["reached_step"] == attempt["step"])
 
 
 def _changes(old: Mapping[str, JSON], new: Mapping[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
