@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as tv
 
-from contrastive.data import ImageFolders
+from contrastive.data import ImageFolders, LoadingError
 from contrastive.data.check import find_fault
 from contrastive.data.files import check_same_classes, list_images
 
@@ -226,7 +226,7 @@ def test_damage_in_the_middle_of_a_file_stops_the_run_and_names_the_file(pets: P
     contents[len(contents) // 2] ^= 0xFF
     path.write_bytes(contents)
     data = ImageFolders(pets / "train", image_size=16, batch_size=4, num_workers=num_workers)
-    with pytest.raises(ValueError, match=r"cat/004\.png has a good header but does not decode: .*verify_pixels=True"):
+    with pytest.raises(LoadingError, match=r"cat/004\.png has a good header but does not decode: .*verify_pixels=True"):
         list(data.bank_dataloader())
     verified = ImageFolders(pets / "train", image_size=16, batch_size=4, verify_pixels=True)
     with pytest.raises(ValueError, match=r"1 of 20 files in .*\n  cat/004\.png: "):

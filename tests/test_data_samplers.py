@@ -153,3 +153,10 @@ def test_impossible_batch_size_and_seed_are_named() -> None:
         TrainSampler(10, 0)
     with pytest.raises(ValueError, match="seed must be 0 or more, but is -1"):
         TrainSampler(10, 2, seed=-1)
+
+
+def test_no_images_are_nothing_to_train_on() -> None:
+    with pytest.raises(ValueError, match=r"There are no training images at all, so there is nothing to train on\."):
+        TrainSampler(0, 4)
+    with pytest.raises(ValueError, match="There are 0 training images for 1 ranks, and every rank needs at least one"):
+        ExactSampler(0, what="training")

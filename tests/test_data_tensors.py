@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from contrastive.data import TensorImages, from_dataset
+from contrastive.data import LoadingError, TensorImages, from_dataset
 
 IMAGES = torch.randint(0, 256, (20, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(20) % 3
@@ -145,7 +145,7 @@ def test_adapted_images_are_resized_where_asked() -> None:
     (batch,) = from_dataset(Items(items), batch_size=2, image_size=8, num_workers=0).bank_dataloader()
     assert batch["image"].shape == (2, 3, 8, 8)
     with pytest.raises(
-        ValueError, match=r"Images of one batch are of different sizes: 10 x 20 and 30 x 20 pixels\. Give image_size"
+        LoadingError, match=r"Images of one batch are of different sizes: 10 x 20 and 30 x 20 pixels\. Give image_size"
     ):
         list(from_dataset(Items(items), batch_size=2, num_workers=0).bank_dataloader())
 
@@ -192,3 +192,26 @@ def test_an_adapted_data_set_can_be_taken_into_memory() -> None:
     ).as_tensors()
     torch.testing.assert_close(tensors.images("train"), IMAGES)
     torch.testing.assert_close(tensors.labels("train"), LABELS)
+
+
+class StreamOfKnownLength(Stream):
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+
+def test_nothing_to_train_on_or_to_validate_on_is_an_error_at_once() -> None:
+    full, none = list(IMAGES), list(IMAGES[:0])
+    with pytest.raises(
+        ValueError, match=r"The training data set is empty: it has no image at all\. Give one that has some"
+    ):
+        from_dataset(none, batch_size=2)
+    with pytest.raises(ValueError, match=r"The validation data set is empty: .* or leave it out for no validation\."):
+        from_dataset(full, none, batch_size=2)
+    with pytest.raises(ValueError, match="The training data set is empty"):
+        TensorImages(IMAGES[:0], batch_size=2)
+    with pytest.raises(ValueError, match="The validation data set is empty"):
+        TensorImages(IMAGES, None, IMAGES[:0], batch_size=2)
+    with pytest.raises(
+        TypeError, match=r"StreamOfKnownLength is not map-style: it lacks .* or is a stream, whose images"
+    ):
+        from_dataset(StreamOfKnownLength(), batch_size=2)

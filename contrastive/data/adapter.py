@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from contrastive.data.decode import fit_image, rgb_from_pil
 from contrastive.data.files import check_same_classes
 from contrastive.data.loaders import EpochLoader, ragged_batch, worker_loader
-from contrastive.data.module import ImageData
+from contrastive.data.module import ImageData, check_not_empty
 from contrastive.data.samplers import ExactSampler, TrainSampler
 from contrastive.data.tensor_images import TensorImages, as_tensors
+from contrastive.data.workers import WORKER_TIMEOUT_S, check_timeout
 
 
 @runtime_checkable
@@ -40,6 +41,7 @@ def from_dataset(
     ragged: bool = False,
     val_batch_size: int | None = None,
     num_workers: int | None = None,
+    worker_timeout_s: float | None = WORKER_TIMEOUT_S,
     classes: list[str] | None = None,
     seed: int = 0,
 ) -> "DatasetImages":
@@ -57,14 +59,16 @@ def from_dataset(
         ragged: Whether images may be of different sizes: batches then hold ``RaggedImages``.
         val_batch_size: Validation and bank images per rank and step; as many as in training unless given.
         num_workers: Worker processes per rank; one core of the rank's share stays free unless given, 0 for none.
+        worker_timeout_s: How long a batch of the workers is waited for until the run ends with an error; None: without
+            end. The default suits network disks. Without workers nothing can be waited for, and a disk that hangs is.
         classes: Names of the classes, in the order of their labels; the data set's own attribute ``classes`` unless
             given.
         seed: Seed of the order of the training images, >= 0.
 
     Raises:
         TypeError: A data set is not map-style, or its first item is not as described above.
-        ValueError: The first image has an impossible shape, or the two data sets' classes differ, or ``image_size``
-            makes images of one size that are to be ragged.
+        ValueError: A data set is empty, or its first image has an impossible shape, or the two data sets' classes
+            differ, or ``image_size`` makes images of one size that are to be ragged.
     """
     if ragged and image_size is not None:
         raise ValueError(
@@ -73,9 +77,9 @@ def from_dataset(
     sets = {"train": AdaptedImages(train, image_size)}
     if val is not None:
         sets["val"] = AdaptedImages(val, image_size)
-    for adapted in sets.values():
-        if len(adapted):
-            adapted[0]  # complain now, not from a worker process
+    for split, adapted in sets.items():
+        check_not_empty(split, len(adapted))
+        adapted[0]  # complain now, not from a worker process
     if classes is None:
         classes = _class_names(train)
         if val is not None and _class_names(val) is not None:
@@ -85,6 +89,7 @@ def from_dataset(
         classes,
         ragged=ragged,
         num_workers=num_workers,
+        worker_timeout_s=worker_timeout_s,
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         seed=seed,
@@ -99,6 +104,7 @@ class DatasetImages(ImageData):
         classes: Names of the classes, in the order of their labels; None where unknown.
         ragged: Whether batches hold ``RaggedImages``; else all images must be of one size.
         num_workers: Worker processes per rank; as ``loading_processes`` says where None, 0 reads in this process.
+        worker_timeout_s: How long a batch of the workers is waited for; None: without end.
         batch_size: Training images per rank and step.
         val_batch_size: Validation and bank images per rank and step; as many as in training where None.
         seed: Seed of the order of the training images, >= 0.
@@ -111,6 +117,7 @@ class DatasetImages(ImageData):
         *,
         ragged: bool,
         num_workers: int | None,
+        worker_timeout_s: float | None,
         batch_size: int,
         val_batch_size: int | None,
         seed: int,
@@ -118,6 +125,7 @@ class DatasetImages(ImageData):
         super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed)
         self.ragged = ragged
         self.num_workers = num_workers
+        self.worker_timeout_s = check_timeout(worker_timeout_s)
         self._sets = sets
         self._classes = classes
 
@@ -155,6 +163,7 @@ class DatasetImages(ImageData):
             keep_workers=keep_workers,
             pin_memory=self.pin_memory,
             seed=self.seed,
+            worker_timeout_s=self.worker_timeout_s,
             collate=ragged_batch if self.ragged else _one_size,
         )
 
@@ -179,10 +188,10 @@ class AdaptedImages(Dataset[dict[str, Tensor | int]]):
     """
 
     def __init__(self, images: Dataset[Any] | MapStyle, image_size: int | None) -> None:
-        if not isinstance(images, MapStyle):
+        if not isinstance(images, MapStyle) or isinstance(images, IterableDataset):
             raise TypeError(
-                f"{type(images).__name__} is not map-style: it lacks __len__ or __getitem__, without which images have "
-                "no lasting number and no exact epoch. Wrap it in a data set that has both."
+                f"{type(images).__name__} is not map-style: it lacks __len__ or __getitem__, or is a stream, whose "
+                "images have no lasting number and no exact epoch. Wrap it in a data set that has both."
             )
         self.images = images
         self.image_size = image_size

@@ -18,6 +18,7 @@ from contrastive.data.loaders import EpochLoader, ragged_batch, worker_loader
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, TrainSampler, rank_and_world_size
 from contrastive.data.tensor_images import TensorImages, as_tensors
+from contrastive.data.workers import WORKER_TIMEOUT_S, check_timeout
 
 
 class ImageFolders(ImageData):
@@ -42,6 +43,8 @@ class ImageFolders(ImageData):
         batch_size: Training images per rank and step.
         val_batch_size: Validation and bank images per rank and step; as many as in training unless given.
         num_workers: Worker processes per rank; as ``loading_processes`` says unless given, 0 reads in this process.
+        worker_timeout_s: How long a batch of the workers is waited for until the run ends with an error; None: without
+            end. The default suits network disks. Without workers nothing can be waited for, and a disk that hangs is.
         labelled: Whether the first folder level names classes. Unless given: yes if all images lie in at least two
             folders below ``train``, and the same for ``val``.
         minimum_size: Pixels that both sides of an image must have at least. Smaller files are bad files; the default
@@ -73,6 +76,7 @@ class ImageFolders(ImageData):
         batch_size: int,
         val_batch_size: int | None = None,
         num_workers: int | None = None,
+        worker_timeout_s: float | None = WORKER_TIMEOUT_S,
         labelled: bool | None = None,
         minimum_size: int = 8,
         max_bad_fraction: float = 0.01,
@@ -101,6 +105,7 @@ class ImageFolders(ImageData):
         self.image_size = image_size
         self.at_least = 2 * image_size if at_least is None and image_size is not None else at_least
         self.num_workers = num_workers
+        self.worker_timeout_s = check_timeout(worker_timeout_s)
         self.labelled = labelled
         self.minimum_size = minimum_size
         self.max_bad_fraction = max_bad_fraction
@@ -186,6 +191,7 @@ class ImageFolders(ImageData):
             keep_workers=keep_workers,
             pin_memory=self.pin_memory,
             seed=self.seed,
+            worker_timeout_s=self.worker_timeout_s,
             collate=ragged_batch if self.image_size is None else default_collate,
         )
 

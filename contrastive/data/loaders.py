@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from contrastive.augmentations import RaggedImages
 from contrastive.data.samplers import ExactSampler, TrainSampler
+from contrastive.data.workers import WORKER_TIMEOUT_S, LoadingError, Workers, explain, outlive_signals
 
 Batch = Mapping[str, Tensor | RaggedImages]
 
@@ -60,13 +61,43 @@ class EpochLoader:
 
 
 class WorkerLoader(EpochLoader, DataLoader[Any]):
-    """Images read one by one, in worker processes if asked for; takes the arguments of torch's ``DataLoader``."""
+    """Images read one by one, in worker processes if asked for; takes the arguments of torch's ``DataLoader``.
+
+    Attributes:
+        worker_timeout_s: How long to wait for a batch of the workers; None: without end.
+    """
+
+    worker_timeout_s: float | None = WORKER_TIMEOUT_S
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of the images that the sampler names now."""
+        """The batches of the images that the sampler names now.
+
+        Raises:
+            LoadingError: An image could not be loaded, a worker died, or none came in time. Never but from ``next``.
+        """
         if self.num_workers > 0 and self._iterator is None and dist.is_available() and dist.is_initialized():
             time.sleep(_SETTLE_S)
-        return DataLoader.__iter__(self)
+        iterator: Any = None
+        while True:
+            try:
+                iterator = DataLoader.__iter__(self) if iterator is None else iterator
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._iterator = None
+                if isinstance(iterator, Workers):
+                    iterator.close()
+                if isinstance(error, LoadingError):
+                    raise
+                raise explain(error, self.num_workers) from error
+            yield batch
+
+    def _get_iterator(self) -> Any:
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return Workers(self, self.worker_timeout_s)
 
     def __len__(self) -> int:
         """How many batches this rank gets in a whole epoch."""
@@ -82,6 +113,7 @@ def worker_loader(
     keep_workers: bool,
     pin_memory: bool,
     seed: int,
+    worker_timeout_s: float | None = WORKER_TIMEOUT_S,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> WorkerLoader:
     """A loader of single images that leaves the global random state alone.
@@ -94,9 +126,10 @@ def worker_loader(
         keep_workers: Whether the workers outlive the end of an epoch.
         pin_memory: Whether batches lie in page-locked memory, from which a GPU copies without waiting.
         seed: Seeds what the workers' own random generators start from; without it, torch's global one would be asked.
+        worker_timeout_s: How long to wait for a batch of the workers; None: without end.
         collate: Makes a batch of a list of images.
     """
-    return WorkerLoader(
+    loader = WorkerLoader(
         images,
         batch_size=batch_size,
         sampler=sampler,
@@ -106,7 +139,10 @@ def worker_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
     )
+    loader.worker_timeout_s = worker_timeout_s
+    return loader
 
 
 def ragged_batch(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

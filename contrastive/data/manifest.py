@@ -18,6 +18,7 @@ from contrastive.augmentations import RaggedImages
 from contrastive.data.image_folders import ImageFolders
 from contrastive.data.module import ImageData
 from contrastive.data.samplers import ExactSampler, rank_and_world_size
+from contrastive.data.workers import LoadingError
 
 By = Literal["pixels", "contents", "times"]
 T = TypeVar("T")
@@ -76,6 +77,7 @@ def manifest(data: ImageData, split: str, *, by: By | None = None) -> Manifest:
         by: What to hash; "contents" and "times" are of files alone.
 
     Raises:
+        LoadingError: An image cannot be loaded.
         OSError: A file cannot be read.
         ValueError: There are no files to hash.
     """
@@ -142,8 +144,8 @@ def _hashed_pixels(data: ImageData, split: str) -> Iterator[tuple[int, bytes, in
 def _of_all_ranks(work: Callable[[], list[T]]) -> list[T]:
     """What the ranks' work gives, one after the other. An error of one is raised on all: none is left waiting."""
     try:
-        mine: list[T] | OSError | ValueError = work()
-    except (OSError, ValueError) as error:
+        mine: list[T] | Exception = work()
+    except (OSError, ValueError, LoadingError) as error:
         mine = error
     world_size = rank_and_world_size()[1]
     every = [mine] * world_size

@@ -173,3 +173,18 @@ class ImageData(pl.LightningDataModule):
     def device(self) -> torch.device:
         """Where the trainer computes; the CPU without a trainer."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+def check_not_empty(split: str, num_images: int) -> None:
+    """Nothing to train on, or to validate on where validation was asked for, is an oversight.
+
+    Args:
+        split: "train" or "val".
+        num_images: How many it has.
+
+    Raises:
+        ValueError: None.
+    """
+    if num_images == 0:
+        what, instead = {"train": ("training", ""), "val": ("validation", ", or leave it out for no validation")}[split]
+        raise ValueError(f"The {what} data set is empty: it has no image at all. Give one that has some{instead}.")

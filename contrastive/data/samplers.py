@@ -61,6 +61,8 @@ class TrainSampler(DistributedSampler[int]):
         self.batch_size = batch_size
         self.global_batch_size = batch_size * world_size
         self.num_batches = num_images // self.global_batch_size
+        if num_images == 0:
+            raise ValueError("There are no training images at all, so there is nothing to train on. Give some.")
         if self.num_batches == 0:
             ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
             raise ValueError(

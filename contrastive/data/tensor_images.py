@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive.augmentations import RaggedImages
 from contrastive.data.loaders import EpochLoader, TensorLoader
-from contrastive.data.module import ImageData
+from contrastive.data.module import ImageData, check_not_empty
 from contrastive.data.samplers import ExactSampler, TrainSampler
 
 
@@ -31,7 +31,8 @@ class TensorImages(ImageData):
 
     Raises:
         TypeError: Images are not uint8, or labels not int64.
-        ValueError: Images are not [N, 3, H, W], labels do not match images or classes, or labels come without images.
+        ValueError: There are no images, or they are not [N, 3, H, W], labels do not match images or classes, or labels
+            come without images.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TensorImages(ImageData):
         if val_images is not None:
             self._images["val"], self._labels["val"] = val_images, val_labels
         for split, images in self._images.items():
+            check_not_empty(split, len(images))
             _check(split, images, self._labels[split], classes)
 
     @property
