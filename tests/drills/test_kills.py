@@ -33,7 +33,7 @@ IN_TRAINING = [
 ]
 IN_VALIDATION = [
     "on_validation_start:1",
-    "bank:1",  # KNNProbe reads its bank
+    "bank:2",  # KNNProbe reads its bank
     "forward:3",
     "on_validation_epoch_start:1",
     "on_validation_batch_start:1",

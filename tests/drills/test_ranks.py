@@ -144,7 +144,7 @@ def unlike(lives: Sequence[Sequence[Sequence[Line]]], reference: Sequence[Line])
             pytest.param(moment, rank, launched, marks=pytest.mark.exhaustive)
             for launched in (False, True)
             for rank in (0, 1)
-            for moment in ("on_train_batch_end:2", "on_after_backward:2", "on_validation_batch_end:1", "bank:1")
+            for moment in ("on_train_batch_end:2", "on_after_backward:2", "on_validation_batch_end:1", "bank:2")
         ),
     ],
 )

@@ -22,7 +22,7 @@ PHASES = {
     "a training batch": Options(folder=Path(), tell="on_before_backward:4"),
     "an accumulation": Options(folder=Path(), tell="on_train_batch_start:2", accumulate=4),
     "a validation batch": Options(folder=Path(), tell="on_validation_batch_start:2"),
-    "a probe's bank": Options(folder=Path(), tell="bank:1"),
+    "a probe's bank": Options(folder=Path(), tell="bank:2"),
     "saving": Options(folder=Path(), tell="fsync:5"),
     "the sanity check": Options(folder=Path(), tell="on_validation_batch_start:1", sanity=2),
 }
