@@ -52,7 +52,7 @@ class Signals(pl.Callback):
 
     def __init__(self, hook: str = "", number: int = 0, sent: signal.Signals = signal.SIGTERM) -> None:
         self.hook, self.number, self.sent, self.calls = hook, number, sent, 0
-        self.steps: list[tuple[int, list[int]]] = []
+        self.steps: list[tuple[int, int, list[int]]] = []
         self.validated: list[int] = []
         for name in HOOKS:
             setattr(self, name, self._on(name))
@@ -60,7 +60,8 @@ class Signals(pl.Callback):
     def _on(self, name: str) -> Callable[..., None]:
         def called(trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
             if name == "on_train_batch_end":
-                self.steps.append((trainer.fit_loop.total_batch_idx, arguments[1]["index"].tolist()))
+                loop = trainer.fit_loop.epoch_loop  # loggers count by its second number
+                self.steps.append((loop.total_batch_idx, loop._batches_that_stepped, arguments[1]["index"].tolist()))
             if name == "on_validation_epoch_end" and not trainer.sanity_checking:
                 self.validated.append(trainer.current_epoch)
             if name == "on_validation_batch_start":
@@ -227,6 +228,49 @@ class BreakingImages(TensorImages):
 
         loader.batches = breaking
         return loader
+
+
+@pytest.mark.parametrize(
+    ("hook", "number", "step"), [("on_train_batch_start", 2, 2), ("on_validation_batch_start", 1, 4)]
+)
+def test_a_signal_waits_for_no_more_than_the_batch(hook: str, number: int, step: int, tmp_path: Path) -> None:
+    sent = Signals(hook, number, signal.SIGUSR1)
+    with pytest.raises(Preempted) as stop:
+        trained(tmp_path, [sent, LastCheckpoint(tmp_path)], max_epochs=1, limit_val_batches=1.0)
+    assert stop.value.file == tmp_path / "last.ckpt"
+    assert step_of(stop.value.file) == len(sent.steps) == step
+    assert sent.validated == []
+
+
+def test_a_run_by_steps_without_validation_goes_on_from_an_epochs_end(tmp_path: Path) -> None:
+    whole, first, second = Signals(), Signals("on_train_epoch_end", 1), Signals()
+    settings = {"max_epochs": -1, "max_steps": 12}
+    trained(tmp_path / "whole", [whole, LastCheckpoint(tmp_path / "whole")], **settings)
+    with pytest.raises(Preempted):
+        trained(tmp_path, [first, LastCheckpoint(tmp_path)], **settings)
+    assert trained(tmp_path, [second, LastCheckpoint(tmp_path)], **settings).current_epoch == 3
+    assert first.steps + second.steps == whole.steps
+
+
+def test_a_signal_stops_a_probe_that_reads_its_bank(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    class Bank:
+        """Counts the batches that are read of it; the signal comes with the first."""
+
+        def __len__(self) -> int:
+            return 4
+
+        def __iter__(self) -> Iterator[Any]:
+            for number, batch in enumerate(tiny.data().bank_dataloader()):
+                read.append(number)
+                os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    callbacks = [KNNProbe(k=3, bank=Bank()), LastCheckpoint(tmp_path)]
+    with pytest.raises(Preempted):
+        trained(tmp_path, callbacks, max_epochs=1, limit_val_batches=1.0)
+    assert read == [0]
 
 
 def test_the_first_checkpoint_is_there_before_the_first_step_and_then_one_for_each_epoch(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ def validate_anew(checkpoint: dict[str, Any]) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     for counts in (progress["total"], progress["current"]):  # as if it stood in its first batch
         counts.update(ready=1, started=1, processed=0, completed=0)
-    progress["is_last_batch"] = False
 
 
 def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
