@@ -257,7 +257,7 @@ def _listed(folder: Path) -> list[_Entry]:
     try:
         content = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         return [_Entry(str(name), str(digest)) for name, digest in content]
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return []
 
 
