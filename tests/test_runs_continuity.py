@@ -1,5 +1,7 @@
 """A resumed run beside the one that its checkpoint is of: what is told, and what is refused."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,15 @@ from contrastive import SimCLR
 from contrastive.augmentations import simclr_views
 from contrastive.data import TensorImages
 from contrastive.optim import ScheduleWarning, sgd_cosine
-from contrastive.runs import Continuity, ContinuityError, ContinuityWarning, LastCheckpoint, WholeCheckpoints, newest
+from contrastive.runs import (
+    Continuity,
+    ContinuityError,
+    ContinuityWarning,
+    LastCheckpoint,
+    Preempted,
+    WholeCheckpoints,
+    newest,
+)
 from tests import tiny
 
 
@@ -176,6 +186,27 @@ def test_a_run_that_is_done_says_so(tmp_path: Path) -> None:
         fit(tmp_path / "steps", max_epochs=-1, max_steps=3)
     with pytest.raises(ContinuityError, match=r"^Nothing was trained: max_epochs is 0\."):
         fit(tmp_path / "none", max_epochs=0)
+
+
+def test_a_run_of_which_a_validation_was_left_is_no_run_without_work(tmp_path: Path) -> None:
+    def run(*callbacks: pl.Callback) -> pl.Trainer:
+        trainer = tiny.trainer(
+            [*callbacks, Continuity(), LastCheckpoint(tmp_path)],
+            plugins=[WholeCheckpoints()],
+            enable_checkpointing=True,
+            max_epochs=1,
+        )
+        method = SimCLR(tiny.ConvEncoder(), simclr_views(8), sgd_cosine(0.1))
+        trainer.fit(method, tiny.data(), ckpt_path=newest(tmp_path).path)
+        return trainer
+
+    class Stop(pl.Callback):
+        def on_validation_batch_start(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        run(Stop())
+    assert run().global_step == 4
 
 
 class Stream(IterableDataset[dict[str, Any]]):

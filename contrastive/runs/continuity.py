@@ -35,7 +35,7 @@ class Continuity(pl.Callback):
     def __init__(self, recipe: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
         self.entry: dict[str, Any] = {} if recipe is None else {"recipe": recipe, "arguments": dict(arguments or {})}
         self._resumed: Mapping[str, Any] = {}
-        self._started_at: int | None = None
+        self._started = False
         self._inside_epoch = False
 
     def on_load_checkpoint(
@@ -50,7 +50,7 @@ class Continuity(pl.Callback):
         Raises:
             ContinuityError: The run cannot go on so.
         """
-        self._started_at = trainer.global_step
+        self._started = True
         self.entry["run"] = self._facts(trainer)
         before, self._resumed = self._resumed, {}
         self._inside_epoch = before.get("run", {}).get("inside an epoch", False)
@@ -95,9 +95,8 @@ class Continuity(pl.Callback):
             ContinuityError: No step was taken.
         """
         step, epoch = trainer.global_step, trainer.current_epoch
-        idle = self._started_at is None or self._started_at == step
-        self._started_at = None
-        if not idle or trainer.limit_train_batches == 0:
+        started, self._started = self._started, False
+        if started or trainer.limit_train_batches == 0:
             return
         if trainer.max_steps != -1 and step >= trainer.max_steps:
             reason = f"Nothing is left to train: {step} steps are done, and max_steps is {trainer.max_steps}."
