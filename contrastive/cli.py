@@ -30,13 +30,22 @@ from contrastive.commands.fit import fit
 from contrastive.commands.listings import list_protocols, list_recipes
 from contrastive.commands.options import known_recipe
 from contrastive.commands.views import views
+from contrastive.data.workers import LoadingError
 from contrastive.report.screen import without_noise
 from contrastive.runs.finite import NonFiniteError
 from contrastive.runs.last_checkpoint import Preempted
 from contrastive.runs.signature import DEBUG, CommandLine, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them
-FOR_USERS = (ValueError, TypeError, OSError, ModuleNotFoundError, MisconfigurationException, NonFiniteError)
+FOR_USERS = (  # errors whose messages say enough
+    ValueError,
+    TypeError,
+    OSError,
+    ModuleNotFoundError,
+    MisconfigurationException,
+    LoadingError,
+    NonFiniteError,
+)
 LONGEST_CAUSE = 1000  # characters; some libraries put whole models into their messages
 
 COMMANDS: dict[str, Callable[..., None]] = {

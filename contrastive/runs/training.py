@@ -1,7 +1,5 @@
 """A recipe trained in a run's folder."""
 
-import signal
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -102,19 +100,16 @@ def train(
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkpoint: Path | None = None) -> None:
-    """``trainer.fit`` that leaves an interrupt what it is: Lightning exits with code 1, and ignores the key afterwards.
+    """``trainer.fit`` that leaves the user's interrupt what it is: Lightning turns the key into an exit with code 1.
 
     Raises:
         KeyboardInterrupt: The user stopped it.
     """
-    before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:
         if isinstance(stop, Preempted) or not trainer.interrupted:
             raise
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
         raise KeyboardInterrupt from stop
 
 
