@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,10 +132,9 @@ class Process:
 
     def kill(self) -> None:
         """End whatever of the group still runs."""
-        while self.alive():
-            os.killpg(self.pid, signal.SIGKILL)
-            time.sleep(0.01)
-        while None in self.codes:
+        while self.alive() or None in self.codes:
+            with suppress(ProcessLookupError):  # the last one has just ended, or the first is not in its group yet
+                os.killpg(self.pid, signal.SIGKILL)
             time.sleep(0.01)
 
     def _wait(self, until: Callable[[], bool], seconds: float, otherwise: str) -> None:
