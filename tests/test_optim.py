@@ -11,10 +11,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from contrastive.optim import (
     LARS,
+    ScheduleWarning,
     TrainingLength,
     adamw_cosine,
     lars_cosine,
@@ -454,3 +456,32 @@ def test_a_run_resumed_in_the_middle_equals_one_without_break(make, tmp_path: Pa
     assert list(resumed.course) == list(range(10, 16))
     assert resumed.course == {step: straight.course[step] for step in range(10, 16)}
     assert all(a.equal(b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def resumed(lr: float, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """A run of another rate or length, begun from the checkpoint of one of 10 steps at 0.1 that did 4."""
+    before, after = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer, schedule = sgd_cosine(0.1)(before, TrainingLength(10, 5))
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    states = optimizer.state_dict(), schedule.state_dict()
+    optimizer, schedule = sgd_cosine(lr)(after, TrainingLength(steps, 5))
+    optimizer.load_state_dict(states[0])
+    schedule.load_state_dict(states[1])
+    return optimizer, schedule
+
+
+def test_a_resumed_schedule_is_its_own_runs_from_the_first_step_on() -> None:
+    optimizer, _ = resumed(0.1, 10)
+    assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5 * (1 + math.cos(math.pi * 4 / 10))
+    with pytest.warns(ScheduleWarning, match=r"^At optimizer step 4 the learning rate climbs back from 0\.06545"):
+        optimizer, schedule = resumed(0.2, 20)
+    assert optimizer.param_groups[0]["lr"] == 0.2 * 0.5 * (1 + math.cos(math.pi * 4 / 20))
+    assert {*schedule.get_last_lr()} == {optimizer.param_groups[0]["lr"]}
+
+
+def test_a_resumed_schedule_knows_that_steps_were_taken() -> None:
+    _, schedule = resumed(0.1, 10)
+    schedule.step()  # torch would warn of a schedule that moves before any step, such as one that a scaler skips
+    assert {*schedule.get_last_lr()} == {0.1 * 0.5 * (1 + math.cos(math.pi * 5 / 10))}
