@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contrastive.runs import newest
-from contrastive.runs.last_checkpoint import REQUEUE, Preempted
+from contrastive.runs.signals import REQUEUE, Preempted
 from tests.drills import process
 from tests.drills.drill import Drill, promise
 from tests.drills.process import Ended
