@@ -161,9 +161,13 @@ def test_a_batch_that_takes_long_is_waited_for_as_long_as_is_allowed() -> None:
         data_of(slow, seconds=0.0)
 
 
+KEPT = []  # what lives as long as its process, as a trainer at the top of a script does
+
+
 def training_that(ends: str) -> None:
     """Its workers hang."""
     batches = iter(data_of(hang, seconds=None).bank_dataloader())
+    KEPT.append(batches)
     for _ in range(4):
         next(batches)
     print("workers", *[worker.pid for worker in multiprocessing.active_children()], flush=True)
