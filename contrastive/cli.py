@@ -33,7 +33,7 @@ from contrastive.commands.views import views
 from contrastive.data.workers import LoadingError
 from contrastive.report.screen import without_noise
 from contrastive.runs.finite import NonFiniteError
-from contrastive.runs.last_checkpoint import Preempted
+from contrastive.runs.signals import Preempted
 from contrastive.runs.signature import DEBUG, CommandLine, UsageError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # as argparse and shells have them

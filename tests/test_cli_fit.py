@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -15,8 +16,10 @@ from torch import Tensor
 from contrastive import SimCLR
 from contrastive.augmentations import simclr_views
 from contrastive.cli import main
+from contrastive.module import ContrastiveModule
 from contrastive.optim import adamw_cosine
-from contrastive.runs.last_checkpoint import REQUEUE, Preempted
+from contrastive.recipes.recipe import FoldersInMemory
+from contrastive.runs.signals import REQUEUE, Preempted
 from contrastive.runs.training import fit
 from tests import tiny
 from tests.drills.process import Ended, started
@@ -268,3 +271,22 @@ def test_an_interrupt_is_listened_to_again_after_a_fit_that_one_ended() -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(tiny.trainer(max_epochs=1), method, tiny.data())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("moment", ["images are read", "the fit begins"])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_ends_with_75_too(
+    moment: str, sent: signal.Signals, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), sent)
+
+    if moment == "images are read":
+        monkeypatch.setattr(FoldersInMemory, "__init__", send)
+    else:
+        monkeypatch.setattr(ContrastiveModule, "on_fit_start", send)
+    before = signal.getsignal(sent)
+    assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == REQUEUE
+    assert signal.getsignal(sent) == before
+    monkeypatch.undo()
+    assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == 0

@@ -25,9 +25,9 @@ from contrastive.runs.evaluation import Images, Wanted, choose_protocols
 from contrastive.runs.evaluation import evaluate as score
 from contrastive.runs.evaluation_record import Provenance
 from contrastive.runs.folder import RunFolder, check_free, new_folder
-from contrastive.runs.last_checkpoint import Preempted
 from contrastive.runs.load import build, newest_of
 from contrastive.runs.lock import only_process_in
+from contrastive.runs.signals import Preempted, preempted_at_once
 from contrastive.runs.signature import JSON, CommandLine, UsageError, to_json
 from contrastive.runs.targets import baselines as untrained
 from contrastive.runs.targets import open_target
@@ -41,7 +41,7 @@ def fit(name: str, words: Sequence[str]) -> None:
         FileExistsError: The folder holds something else.
         FolderInUseError: Another process trains in it.
         CheckpointError: It holds checkpoints, but none that is whole.
-        Preempted: A signal stopped it, and a checkpoint was written.
+        Preempted: A signal stopped it, and it can go on.
     """
     function = recipes.load(name)
     prog, description = f"contrastive fit {name}", sys.modules[function.__module__].__doc__
@@ -52,9 +52,10 @@ def fit(name: str, words: Sequence[str]) -> None:
     if run_dir is not None:
         rank_zero_only(check_free)(run_dir, name)  # and not after reading images for minutes
     arguments = to_json(values)
-    recipe = build(name, arguments)
-    _announce(name, recipe)
-    data = recipe.open_data()
+    with preempted_at_once():
+        recipe = build(name, arguments)
+        _announce(name, recipe)
+        data = recipe.open_data()
     # Only the first rank makes a folder, and the others write nothing.
     folder = RunFolder(run_dir or rank_zero_only(new_folder)(name) or Path("runs", name))
     trainer = trainer_of(
@@ -71,7 +72,8 @@ def fit(name: str, words: Sequence[str]) -> None:
         found = newest_of(folder)  # the same for all ranks: none writes before all have begun
         _begin(folder, name, arguments, found)
         try:
-            train(trainer, recipe, data, folder, found.path)
+            with preempted_at_once():  # until LastCheckpoint listens
+                train(trainer, recipe, data, folder, found.path)
         except (Preempted, KeyboardInterrupt):
             _tell(f"To go on: {_command(name, words, folder)}")
             raise

@@ -9,6 +9,6 @@ from contrastive.runs.continuity import ContinuityWarning as ContinuityWarning
 from contrastive.runs.finite import FiniteLoss as FiniteLoss
 from contrastive.runs.finite import NonFiniteError as NonFiniteError
 from contrastive.runs.finite import NonFiniteWarning as NonFiniteWarning
-from contrastive.runs.last_checkpoint import REQUEUE as REQUEUE
 from contrastive.runs.last_checkpoint import LastCheckpoint as LastCheckpoint
-from contrastive.runs.last_checkpoint import Preempted as Preempted
+from contrastive.runs.signals import REQUEUE as REQUEUE
+from contrastive.runs.signals import Preempted as Preempted

@@ -13,24 +13,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from contrastive.runs import random_states
 from contrastive.runs.checkpoints import WholeCheckpoints, keep_as, prepare
 from contrastive.runs.loop_progress import begin_next_epoch, validate_anew
-from contrastive.runs.signals import StopSignals
+from contrastive.runs.signals import REQUEUE, Preempted, StopSignals
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-REQUEUE = 75  # the exit code that says: call me again (EX_TEMPFAIL of sysexits.h)
-
-
-class Preempted(SystemExit):
-    """A signal stopped the run, and a checkpoint was written; the process ends with code 75 unless this is caught.
-
-    Ranks that the first one has started itself end with 0: Lightning kills the first one should one of them fail.
-
-    Attributes:
-        file: The checkpoint.
-    """
-
-    def __init__(self, file: Path, code: int) -> None:
-        super().__init__(code)
-        self.file = file
 
 
 class LastCheckpoint(Checkpoint):

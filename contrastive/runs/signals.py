@@ -2,11 +2,30 @@
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of a scheduler, of SLURM's --signal, of a keyboard
+
+
+REQUEUE = 75  # the exit code that says: call me again (EX_TEMPFAIL of sysexits.h)
+
+
+class Preempted(SystemExit):
+    """A signal stopped the run, and it can go on; the process ends with code 75 unless this is caught.
+
+    Ranks that the first one has started itself end with 0: Lightning kills the first one should one of them fail.
+
+    Attributes:
+        file: The checkpoint that was written; None before the first step, when there was nothing to write.
+    """
+
+    def __init__(self, file: Path | None, code: int = REQUEUE) -> None:
+        super().__init__(code)
+        self.file = file
 
 
 class StopSignals:
@@ -44,3 +63,24 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         self.received = self.received or signal.Signals(number)
+
+
+@contextmanager
+def preempted_at_once() -> Iterator[None]:
+    """Within it, SIGTERM and SIGUSR1 raise ``Preempted`` wherever the process is, until somebody else listens.
+
+    For what comes before the first step, when nothing has to be written: reading a large folder takes minutes.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted(None)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -13,8 +13,9 @@ from contrastive.runs.checkpoints import WholeCheckpoints
 from contrastive.runs.continuity import Continuity
 from contrastive.runs.finite import FiniteLoss
 from contrastive.runs.folder import RunFolder, Status
-from contrastive.runs.last_checkpoint import LastCheckpoint, Preempted
+from contrastive.runs.last_checkpoint import LastCheckpoint
 from contrastive.runs.metrics_file import MetricsFile, RowsOfCheckpoints
+from contrastive.runs.signals import Preempted
 from contrastive.runs.signature import JSON
 from contrastive.runs.watch import LogProgress
 
