@@ -29,7 +29,6 @@ IN_TRAINING = [
     "on_train_batch_start:7",  # the next epoch's first batch
     "on_train_batch_end:12",
     "on_train_epoch_end:2",
-    "on_train_end:1",
 ]
 IN_VALIDATION = [
     "on_validation_start:1",
