@@ -47,6 +47,8 @@ class Workers(_MultiProcessingDataLoaderIter):
         timeout_s: How long to wait for a batch; None: without end.
     """
 
+    _workers: Any = ()  # until there are some
+
     def __init__(self, loader: DataLoader[Any], timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
         super().__init__(loader)
