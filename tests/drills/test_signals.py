@@ -107,12 +107,13 @@ def test_a_signal_to_ranks_of_a_command(
 
 @promise("The same where worker processes read the images and the signal goes to them too.")
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("phase", ["a training batch", "a validation batch", "the sanity check"])
+@pytest.mark.parametrize("phase", ["an accumulation", "a validation batch", "the sanity check"])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_workers_too(
     drill: Drill, tmp_path: Path, references: References, image_files: Path, number: signal.Signals, phase: str
 ) -> None:
     options = replace(PHASES[phase], folder=tmp_path, files=image_files, workers=2, minutes=1e6)
+    options = replace(options, batch_size=2, accumulate=8)  # the step needs more batches than lie ready
     notes = faults(options, stopped(options, number, EVERYONE), references)
     drill.trial(lost=bool(notes), note=f"{number.name} in {phase}: {'; '.join(notes)}")
 
