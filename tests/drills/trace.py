@@ -28,6 +28,7 @@ class TraceWriter(pl.Callback):
         self.folder = folder
         self.probes = probes
         self.views: list[str] = []  # a digest for each image
+        self.is_validated = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the views of every step."""
@@ -60,12 +61,17 @@ class TraceWriter(pl.Callback):
             loss=outputs["loss"].item().hex(),
         )
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.is_validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        measured = trainer.callback_metrics.items()
-        metrics = {
-            name: value.item().hex() for name, value in sorted(measured) if name != "train/loss"
-        }  # a batch's own
-        self._write(at=f"end of epoch {trainer.current_epoch}", metrics=metrics, **self._digests(pl_module))
+        of_epoch = {  # neither those of an earlier validation nor the last batch's loss, which stands in its own line
+            name: value.item().hex()
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name != "train/loss" and (self.is_validated or name == "linear_probe/train_top1")
+        }
+        self._write(at=f"end of epoch {trainer.current_epoch}", metrics=of_epoch, **self._digests(pl_module))
+        self.is_validated = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state = {"optimizer": trainer.optimizers[0], "schedule": trainer.lr_scheduler_configs[0].scheduler}
