@@ -16,7 +16,7 @@ test: lint types
 
 # One after the other: what is timed and killed here must not wait for other tests.
 drills: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/drills -m '' --reliability docs/reliability.md
+	$(BIN)/python -m pytest tests/drills -m '' --numprocesses 2 --dist worksteal --reliability docs/reliability.md
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,30 +14,51 @@ from tests.drills.drill import Drill
 if TYPE_CHECKING:
     from tests.drills.runs import References
 
-DRILLS = pytest.StashKey[dict[str, Drill]]()  # by the test's file and function
+PROPERTY = "drill"  # of a test's report, which also comes from the processes of pytest-xdist
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reliability", type=Path, metavar="FILE", help="print the table of drills, and write it there")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Every drill has its row, also one that is never reached."""
-    rows = session.config.stash.setdefault(DRILLS, {})
-    for item in session.items:
-        marker = item.get_closest_marker("promise")
-        if marker is not None and isinstance(item, pytest.Function):
-            name = item.originalname.removeprefix("test_").replace("_", " ")
-            rows.setdefault(_row(item), Drill(name, *marker.args))
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("reliability", None) is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Rows(config.getoption("reliability")))
+
+
+class Rows:
+    """The table's rows, of what the tests report.
+
+    Args:
+        file: Where to write it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: dict[str, Drill] = {}  # by the test's file and function
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, found in report.user_properties if report.when == "call" else ():
+            if name == PROPERTY:
+                of_test = Drill(**found)
+                row = self.rows.setdefault(report.nodeid.partition("[")[0], Drill(of_test.name, of_test.promise))
+                row.add(of_test)
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Print and write the table, unless drills were left out because somebody stopped them."""
+        rows = [self.rows[name] for name in sorted(self.rows)]
+        if rows and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            page.show(rows)
+            page.write(rows, self.file)
 
 
 @pytest.fixture
 def drill(request: pytest.FixtureRequest) -> Drill:
     """Counts the trials of the promise that the test is decorated with; the test fails if one is lost, or none made."""
-    row = request.config.stash[DRILLS].get(_row(request.node))
-    if row is None:
+    marker = request.node.get_closest_marker("promise")
+    if marker is None:
         pytest.fail(f'{request.node.name} makes no promise: decorate it with @promise("what is promised").')
-    return row
+    return Drill(request.node.originalname.removeprefix("test_").replace("_", " "), *marker.args)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +83,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     drill = pyfuncitem.funcargs.get("drill")
     if not isinstance(drill, Drill):
         return (yield)
-    trials, lost, started = drill.trials, drill.lost, time.perf_counter()
+    started = time.perf_counter()
     try:
         result = yield
     except pytest.skip.Exception:
@@ -70,24 +92,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         drill.trial(lost=True, note=f"the drill broke off: {error}")
         raise
     finally:
-        drill.seconds += time.perf_counter() - started
-    if drill.lost > lost:
-        notes = "\n".join(drill.notes[lost:])
-        pytest.fail(
-            f"{drill.lost - lost} of {drill.trials - trials} trials lost: {drill.promise}\n{notes}", pytrace=False
-        )
-    if drill.trials == trials:
+        drill.seconds = time.perf_counter() - started
+        pyfuncitem.user_properties.append((PROPERTY, asdict(drill)))
+    if drill.lost:
+        notes = "\n".join(drill.notes)
+        pytest.fail(f"{drill.lost} of {drill.trials} trials lost: {drill.promise}\n{notes}", pytrace=False)
+    if not drill.trials:
         pytest.fail(f"No trial was made of: {drill.promise}", pytrace=False)
     return result
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Print and write the table, if asked to."""
-    file, rows = session.config.getoption("reliability", None), session.config.stash.get(DRILLS, {})
-    if file is not None and rows:
-        page.show(list(rows.values()))
-        page.write(list(rows.values()), file)
-
-
-def _row(item: pytest.Item) -> str:
-    return item.nodeid.partition("[")[0]

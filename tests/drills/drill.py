@@ -9,7 +9,7 @@ promise = pytest.mark.promise  # @promise("what a user is promised, in plain wor
 
 @dataclass
 class Drill:
-    """One row of the table; the parametrised tests of one function share it.
+    """What one test tried of a promise, or all of a function's parametrised tests: a row of the table.
 
     Attributes:
         name: The test's.
@@ -38,3 +38,10 @@ class Drill:
         if lost:
             self.lost += 1
             self.notes.append(note or f"trial {self.trials}")
+
+    def add(self, other: "Drill") -> None:
+        """Count another one's trials too."""
+        self.trials += other.trials
+        self.lost += other.lost
+        self.seconds += other.seconds
+        self.notes += other.notes

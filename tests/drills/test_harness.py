@@ -36,21 +36,23 @@ def test_without_a_promise(drill: Drill) -> None:
 """
 
 
-def test_the_table_has_a_row_for_each_drill_and_lost_ones_fail(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_the_table_has_a_row_for_each_drill_and_lost_ones_fail(processes: str, tmp_path: Path) -> None:
     file, table = tmp_path / "test_some.py", tmp_path / "new" / "table.md"
     file.write_text(DRILLS)
     command = ["python", "-m", "pytest", "-p", "tests.drills.conftest", "-p", "no:cacheprovider", "-c", os.devnull]
-    ended = process.run([*command, "--rootdir", tmp_path, file, "--reliability", table], tmp_path / "out")
+    options = ["--rootdir", tmp_path, "--reliability", table, "-n", processes]
+    ended = process.run([*command, *options, file], tmp_path / "out")
     assert ended.code == 1
     assert "1 of 2 trials lost: broken\nfound 8, not 7" in ended.stdout
     assert "No trial was made of: untried" in ended.stdout
     assert "test_without_a_promise makes no promise" in ended.stdout
     rows = [line.split("|")[:-2] for line in table.read_text().replace(r"\|", "or").splitlines() if line[:2] == "| "]
     assert [[cell.strip() for cell in row[1:]] for row in rows[2:]] == [
-        ["kept or always", "three times", "3", "0"],
-        ["broken", "one of two is lost", "2", "1"],
-        ["untried", "nothing tried", "0", "0"],
         ["broke off", "an error", "1", "1"],
+        ["untried", "nothing tried", "0", "0"],
+        ["broken", "one of two is lost", "2", "1"],
+        ["kept or always", "three times", "3", "0"],
     ]
     assert "4 promises, 6 trials, 2 lost" in table.read_text()
 
