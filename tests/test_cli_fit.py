@@ -159,6 +159,18 @@ def test_a_finished_run_that_is_called_again_says_so_and_stays_as_it_is(
     assert (copied / "metrics.csv").read_bytes() == rows
 
 
+def test_a_run_killed_after_its_last_checkpoint_ends_when_it_is_called_again(words: str, copied: Path) -> None:
+    killed = record(copied)
+    killed |= {"status": "running", "finished": None}
+    killed["attempts"][-1] |= {"status": "running", "ended": None}
+    (copied / "run.json").write_text(json.dumps(killed))
+    rows = (copied / "metrics.csv").read_bytes()
+    assert main(f"{words} --run-dir {copied}".split()) == 0
+    assert [attempt["status"] for attempt in record(copied)["attempts"]] == ["killed", "finished"]
+    assert record(copied)["status"] == "finished"
+    assert (copied / "metrics.csv").read_bytes() == rows
+
+
 def test_arguments_that_changed_are_said_and_hold_from_then_on(
     words: str, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

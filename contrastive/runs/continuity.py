@@ -14,6 +14,10 @@ class ContinuityError(ValueError):
     """A run cannot go on from this checkpoint, or has nothing left to do; the message says why."""
 
 
+class NothingLeftError(ContinuityError):
+    """All of the run is trained already."""
+
+
 class ContinuityWarning(UserWarning):
     """A resumed run is not quite the one that the checkpoint is of."""
 
@@ -109,7 +113,7 @@ class Continuity(pl.Callback):
                 "Nothing was trained: the training loader gave no batch. Is the data set empty, or smaller than one "
                 "batch, which drop_last=True leaves out? Give more images, or lower the batch size."
             )
-        raise ContinuityError(f"{reason} Raise it to train on, or give a new run a folder of its own.")
+        raise NothingLeftError(f"{reason} Raise it to train on, or give a new run a folder of its own.")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -131,6 +131,10 @@ class RunFolder:
             record |= {"finished": attempt["ended"], "status": status, **cause}
         _write(self.record_file, record)
 
+    def has_finished(self) -> bool:
+        """Whether an attempt before the one that runs now did."""
+        return any(attempt["status"] == "finished" for attempt in self.record()["attempts"][:-1])
+
     def finetunings(self) -> list[dict[str, Any]]:
         """What ``finetune.json`` says; nothing where there is none yet.
 

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from contrastive.data.module import ImageData
 from contrastive.recipes.recipe import Recipe
 from contrastive.runs.checkpoints import WholeCheckpoints
-from contrastive.runs.continuity import Continuity
+from contrastive.runs.continuity import Continuity, NothingLeftError
 from contrastive.runs.finite import FiniteLoss
 from contrastive.runs.folder import RunFolder, Status
 from contrastive.runs.last_checkpoint import LastCheckpoint
@@ -95,8 +95,10 @@ def train(
         _end(folder, trainer, "interrupted")
         raise
     except BaseException as error:
-        _end(folder, trainer, "failed", f"{type(error).__name__}: {error}")
-        raise
+        killed_at_its_end = isinstance(error, NothingLeftError) and not folder.has_finished()
+        if not killed_at_its_end:
+            _end(folder, trainer, "failed", f"{type(error).__name__}: {error}")
+            raise
     _end(folder, trainer, "finished")
 
 
