@@ -528,6 +528,18 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
         load_encoder(tmp_path / "file.pt")
 
 
+def test_a_file_with_a_flipped_bit_is_named_though_torch_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "file.pt"
+    weights = {"weight": torch.zeros(1000)}
+    torch.save(weights, file)
+    content = bytearray(file.read_bytes())
+    content[content.index(bytes(4000)) + 2003] ^= 64
+    file.write_bytes(content)
+    assert torch.load(file, weights_only=True)["weight"].count_nonzero() == 1
+    with pytest.raises(ValueError, match=r"file\.pt is damaged: .* is wrong\. Copy it, or fetch it, once more\."):
+        load_encoder(file)
+
+
 def test_a_path_where_nothing_is_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_encoder(tmp_path / "runs" / "gone")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.optim.optimizer import Optimizer
 from contrastive.callbacks.batches import index_of
 from contrastive.callbacks.loops import log_epoch
 from contrastive.runs.checkpoints import newest
+from contrastive.runs.disk import write_text
 
 RECORD = "non_finite.json"  # a list, the newest step last
 CALMER = (
@@ -323,10 +323,8 @@ def _plain(number: float) -> float | str:
 def _write(event: Mapping[str, Any], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    unfinished = file.with_name(file.name + ".part")
     lines = ",\n".join(json.dumps(one) for one in [*earlier, event])
-    unfinished.write_text(f"[{lines}]\n", encoding="utf-8")
-    os.replace(unfinished, file)
+    write_text(file, f"[{lines}]\n")
 
 
 def _newest_checkpoint(trainer: pl.Trainer) -> str:

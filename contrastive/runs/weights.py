@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from contrastive.encoders import ResNetEncoder, timm_encoder
+from contrastive.runs import safe_load
 from contrastive.runs.continuity import CHECKPOINT_KEY
 
 log = logging.getLogger(__name__)
@@ -189,6 +190,8 @@ def _read(file: Path) -> Mapping[str, object]:
         raise ValueError(f"{file} cannot be read as a file of torch.save: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__}, no dict of weights. Save model.state_dict().")
+    if damage := safe_load.damage(file):
+        raise ValueError(f"{file} is damaged: {damage}. Copy it, or fetch it, once more.")
     return content
 
 
