@@ -61,6 +61,11 @@ def data_of(act: Callable[[], Any], *, num_workers: int = 2, seconds: float | No
     return from_dataset(Acts(act), batch_size=4, num_workers=num_workers, worker_timeout_s=seconds)
 
 
+def workers() -> set[int]:
+    """Pids of all processes that this one has started, be they another test's."""
+    return {child.pid or 0 for child in multiprocessing.active_children()}
+
+
 def failure_of(data: ImageData) -> tuple[LoadingError, int, float]:
     """The error that ends the epoch, after how many batches, and how long it took."""
     batches, start = 0, time.monotonic()
@@ -89,11 +94,12 @@ def failure_of(data: ImageData) -> tuple[LoadingError, int, float]:
     ],
 )
 def test_a_worker_that_fails_ends_the_epoch_in_time_with_its_cause(act: Callable[[], Any], cause: str) -> None:
+    others = workers()
     error, batches, seconds = failure_of(data_of(act))
     assert re.match(cause, str(error)), str(error)
     assert batches <= 4  # image 17 is in the fifth; what a killed worker has read may be lost with it
     assert seconds < 2 + LOOK_EVERY_S + 10  # starting two processes, on a busy machine
-    assert not multiprocessing.active_children(), "workers are left"
+    assert workers() == others, "workers are left"
     assert (error.__cause__ is None) == (act is hang)
     if act in (lacks, tells_in_two_lines):
         assert "Acts" not in str(error)
@@ -128,10 +134,10 @@ def test_an_epoch_after_a_failed_one_begins_with_new_workers() -> None:
 
 
 def test_a_worker_that_dies_while_the_training_computes_is_told_at_the_next_batch_and_not_before() -> None:
-    loader = data_of(lambda: None).train_dataloader()
-    batches = iter(loader)
+    others = workers()
+    batches = iter(data_of(lambda: None).train_dataloader())
     next(batches)
-    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    os.kill(min(workers() - others), signal.SIGKILL)
     limit = time.monotonic() + 1
     while time.monotonic() < limit:  # torch's own loader raises here
         pass
@@ -140,11 +146,12 @@ def test_a_worker_that_dies_while_the_training_computes_is_told_at_the_next_batc
 
 
 def test_workers_outlive_the_signals_that_stop_their_trainer() -> None:
+    others = workers()
     batches = iter(data_of(lambda: None).bank_dataloader())
     seen = [next(batches)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid or 0, number)
+        for worker in workers() - others:
+            os.kill(worker, number)
     seen += batches
     assert torch.cat([batch["index"] for batch in seen]).tolist() == list(range(40))
 
@@ -170,7 +177,7 @@ def training_that(ends: str) -> None:
     KEPT.append(batches)
     for _ in range(4):
         next(batches)
-    print("workers", *[worker.pid for worker in multiprocessing.active_children()], flush=True)
+    print("workers", *workers(), flush=True)
     if ends == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if ends == "interrupted":

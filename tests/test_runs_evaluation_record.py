@@ -255,7 +255,7 @@ def test_whoever_looks_while_it_is_written_sees_the_earlier_record(
 ) -> None:
     store(record(), tmp_path)
     earlier = written(tmp_path)
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("the machine stopped")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("the machine stopped")))
     for later in (record(data_set("shapes", result("later"))), record(weights="other")):
         with pytest.raises(OSError, match="the machine stopped"):
             store(later, tmp_path)

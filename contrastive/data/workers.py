@@ -22,6 +22,7 @@ from torch.utils.data.dataloader import DataLoader, _MultiProcessingDataLoaderIt
 WORKER_TIMEOUT_S = 300.0  # a network disk that is restarted is back by then
 LOOK_EVERY_S = 1.0  # whether workers and their trainer still live
 
+_OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SHARED_MEMORY = (
     "Batches come through shared memory, and /dev/shm is full: give the container more (docker run --shm-size=8g), or "
     "take fewer num_workers (now {workers}) or smaller batches."
@@ -51,7 +52,12 @@ class Workers(_MultiProcessingDataLoaderIter):
 
     def __init__(self, loader: DataLoader[Any], timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
-        super().__init__(loader)
+        # Blocked until then, so that none finds a worker before ``outlive_signals`` was called there.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OUTLIVED)
+        try:
+            super().__init__(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Before this process ends, multiprocessing joins all others without a time limit.
         Finalize(self, _kill, [self._workers], exitpriority=100)
         _remove_worker_pids(id(self))  # of which torch raises an error out of a signal handler
@@ -102,7 +108,7 @@ def outlive_signals(worker: int) -> None:
     Args:
         worker: Its number.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
