@@ -77,7 +77,7 @@ def fit(name: str, words: Sequence[str]) -> None:
         except (Preempted, KeyboardInterrupt):
             _tell(f"To go on: {_command(name, words, folder)}")
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is goes on to the shell's border; here is only said how to go on
             if trainer.global_step and not isinstance(error, ContinuityError):
                 _tell(f"To go on, once the cause is removed: {_command(name, words, folder)}")
             raise

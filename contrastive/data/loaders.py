@@ -84,7 +84,7 @@ class WorkerLoader(EpochLoader, DataLoader[Any]):
                 batch = next(iterator)
             except StopIteration:
                 return
-            except Exception as error:
+            except Exception as error:  # a user's data set may raise anything; it stays the cause
                 self._iterator = None
                 if isinstance(iterator, Workers):
                     iterator.close()

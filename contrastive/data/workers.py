@@ -74,7 +74,7 @@ class Workers(_MultiProcessingDataLoaderIter):
         while limit is None or time.monotonic() < limit:
             try:
                 found, data = try_to_get(LOOK_EVERY_S)
-            except Exception as error:
+            except Exception as error:  # what a dying worker leaves half written reads as anything
                 dying = wait([worker.sentinel for worker in self._workers], LOOK_EVERY_S)
                 for place, worker in enumerate(self._workers):
                     if worker.sentinel in dying:
