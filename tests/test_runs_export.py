@@ -16,8 +16,8 @@ from contrastive.encoders import ResNetEncoder, moco_v3_vit, resnet18, timm_enco
 from contrastive.runs.export import save_encoder
 from contrastive.runs.load import build
 from tests import tiny
+from tests.published_files import solo_learn_cifar, trained
 from tests.test_recipes import small
-from tests.test_runs_weights import solo_learn_cifar, trained
 
 
 def rebuilt(encoder: nn.Module, folder: Path) -> nn.Module:

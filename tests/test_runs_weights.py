@@ -1,25 +1,15 @@
-"""load_encoder: files laid out as their projects save them, built here by networks with the same module names.
+"""load_encoder: projects' files, runs and own networks give the features of what was saved, bit for bit."""
 
-Each test compares features with those of the network that was saved, bit for bit.
-"""
-
-import argparse
 import logging
-import pickle
 import random
-import re
 from collections.abc import Callable
-from copy import deepcopy
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
-import timm
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.models import ResNet, resnet18, resnet50
+from torch import nn
+from torchvision.models import resnet18
 from torchvision.models.resnet import Bottleneck
 
 from contrastive import load_encoder
@@ -29,245 +19,37 @@ from contrastive.encoders import resnet18 as resnet18_of_ours
 from contrastive.runs.export import save_encoder
 from tests import tiny
 from tests.methods import METHODS
-
-Content = dict[str, Any]
-Network = TypeVar("Network", bound=nn.Module)
-SIZE = 32
-
-
-def images() -> Tensor:
-    """In the layout that our ResNets convert to, so that the same kernels run in both networks."""
-    batch = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    return batch.contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def features(network: nn.Module) -> Tensor:
-    """Of a copy in evaluation mode and without its head."""
-    network = deepcopy(network).eval()
-    for head in ("fc", "head"):
-        if hasattr(network, head):
-            setattr(network, head, nn.Identity())
-    output: Tensor = network(images())
-    return output.flatten(1)
-
-
-@torch.no_grad()
-def trained(network: Network) -> Network:
-    """The network with statistics and scales of BatchNorm and biases as after training: no two networks alike."""
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and value.ndim == 1:
-            value.copy_(torch.rand_like(value) + (0.5 if name.endswith(("weight", "var")) else 0))
-    return network
-
-
-def small_stem(network: ResNet, padding: int) -> ResNet:
-    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=padding, bias=False)
-    network.maxpool = nn.Identity()
-    return network
-
-
-def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
-    return trained(timm.create_model(name, img_size=SIZE, **{"num_classes": 0} | options))
-
-
-def head(*widths: int) -> nn.Sequential:
-    """Linear layers and BatchNorm, as projectors and predictors have."""
-    layers: list[nn.Module] = []
-    for width, following in pairwise(widths):
-        layers += [nn.Linear(width, following), nn.BatchNorm1d(following), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-class Modules(nn.Module):
-    """Modules and buffers under the names given."""
-
-    def __init__(self, **members: nn.Module | Tensor) -> None:
-        super().__init__()
-        for name, member in members.items():
-            if isinstance(member, nn.Module):
-                self.add_module(name, member)
-            else:
-                self.register_buffer(name, member)
-
-
-def resnet(*, fc: nn.Module | None = None) -> ResNet:
-    network = trained(resnet18())
-    if fc is not None:
-        network.fc = fc
-    return network
-
-
-def numbered(network: ResNet) -> nn.Sequential:
-    return nn.Sequential(*list(network.children())[:-1])
-
-
-def distributed(network: nn.Module) -> dict[str, Tensor]:
-    """The state in DataParallel, whose keys are those of DistributedDataParallel."""
-    state: dict[str, Tensor] = nn.DataParallel(network).state_dict()
-    assert all(name.startswith("module.") for name in state)
-    return state
-
-
-def of_training(network: nn.Module) -> Content:
-    """What stands beside the weights in many checkpoints."""
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-    return {"epoch": 1, "arch": "resnet18", "optimizer": optimizer.state_dict()}
-
-
-def moco_v1() -> tuple[Content, nn.Module]:
-    source = resnet(fc=nn.Linear(512, 128))
-    model = Modules(
-        encoder_q=source,
-        encoder_k=resnet(fc=nn.Linear(512, 128)),
-        queue=torch.randn(128, 64),
-        queue_ptr=torch.zeros(1, dtype=torch.long),
-    )
-    return {**of_training(model), "state_dict": distributed(model)}, source
-
-
-def moco_v2() -> tuple[Content, nn.Module]:
-    source, key = (resnet(fc=nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))) for _ in range(2))
-    model = Modules(encoder_q=source, encoder_k=key, queue=torch.randn(128, 64), queue_ptr=torch.zeros(1).long())
-    return {**of_training(model), "state_dict": distributed(model)}, source
-
-
-def moco_v3_resnet() -> tuple[Content, nn.Module]:
-    source, momentum = (resnet(fc=head(512, 64, 32)) for _ in range(2))
-    model = Modules(base_encoder=source, momentum_encoder=momentum, predictor=head(32, 64, 32))
-    return {**of_training(model), "state_dict": distributed(model)}, source
-
-
-def moco_v3_vit() -> tuple[Content, nn.Module]:
-    source, momentum = (vit("vit_small_patch16_224", num_heads=12) for _ in range(2))  # vits.py
-    for network in (source, momentum):
-        network.head = head(384, 64, 64, 32)
-    model = Modules(base_encoder=source, momentum_encoder=momentum, predictor=head(32, 64, 32))
-    return {"epoch": 1, "arch": "vit_small", "state_dict": distributed(model)}, source
-
-
-def dino_resnet() -> tuple[Content, nn.Module]:
-    source, student = resnet(fc=nn.Identity()), resnet(fc=nn.Identity())
-    teacher = distributed(Modules(backbone=source, head=head(512, 64, 32)))
-    return {"student": distributed(Modules(backbone=student, head=head(512, 64, 32))), "teacher": teacher}, source
-
-
-def dino_vit() -> tuple[Content, nn.Module]:
-    source, student = vit("vit_small_patch16_224"), vit("vit_small_patch16_224")
-    teacher = Modules(backbone=source, head=head(384, 64, 32)).state_dict()  # no BatchNorm in it: not distributed
-    return {"student": distributed(Modules(backbone=student, head=head(384, 64, 32))), "teacher": teacher}, source
-
-
-def dino_backbone() -> tuple[Content, nn.Module]:
-    source = vit("vit_small_patch8_224")
-    return source.state_dict(), source
-
-
-def swav() -> tuple[Content, nn.Module]:
-    source = resnet(fc=nn.Identity())
-    source.conv1.padding = (2, 2)  # src/resnet50.py pads by one pixel before
-    source.projection_head, source.prototypes = head(512, 64), nn.Linear(64, 30, bias=False)
-    state = distributed(source)
-    del source.projection_head, source.prototypes
-    return {"epoch": 1, "state_dict": state}, nn.Sequential(nn.ConstantPad2d(1, 0.0), source)
-
-
-def simsiam() -> tuple[Content, nn.Module]:
-    source = resnet(fc=head(512, 512, 64))
-    model = Modules(encoder=source, predictor=head(64, 16, 64))
-    return {**of_training(model), "state_dict": distributed(model)}, source
-
-
-def barlow_twins() -> tuple[Content, nn.Module]:
-    source = resnet(fc=nn.Identity())
-    model = Modules(backbone=source, projector=head(512, 64), bn=nn.BatchNorm1d(64, affine=False))
-    return {"epoch": 1, "model": distributed(model), "optimizer": {}}, source
-
-
-def barlow_twins_final() -> tuple[Content, nn.Module]:
-    source = resnet(fc=nn.Identity())
-    return source.state_dict(), source
-
-
-def simclr_pytorch() -> tuple[Content, nn.Module]:
-    source = resnet()  # its fc is there and unused
-    return {"state_dict": Modules(convnet=source, projection=head(512, 64)).state_dict()}, source
-
-
-def simclr_of_sthalles() -> tuple[Content, nn.Module]:
-    source = resnet(fc=nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128)))
-    return {"epoch": 1, "state_dict": Modules(backbone=source).state_dict()}, source
-
-
-def simclr_of_spijkervet() -> tuple[Content, nn.Module]:
-    source = resnet(fc=nn.Identity())
-    return distributed(Modules(encoder=source, projector=head(512, 64))), source
-
-
-def simclr_converted() -> tuple[Content, nn.Module]:
-    source = resnet()
-    return {"state_dict": source.state_dict()}, source
-
-
-def byol_of_sthalles() -> tuple[Content, nn.Module]:
-    source, target = resnet(), resnet()
-    online = Modules(encoder=numbered(source), projetion=head(512, 64)).state_dict()
-    return {
-        "target_network_state_dict": Modules(encoder=numbered(target), projetion=head(512, 64)).state_dict(),
-        "online_network_state_dict": online,
-    }, source
-
-
-def byol_of_lightly() -> tuple[Content, nn.Module]:
-    source = resnet()
-    model = Modules(
-        backbone=numbered(source),
-        projection_head=head(512, 64),
-        prediction_head=head(64, 64),
-        backbone_momentum=numbered(resnet()),
-        projection_head_momentum=head(512, 64),
-    )
-    return {"pytorch-lightning_version": "2.0", "state_dict": model.state_dict()}, source
-
-
-def dino_of_lightly() -> tuple[Content, nn.Module]:
-    source = resnet()
-    model = Modules(
-        student_backbone=numbered(resnet()),
-        student_head=head(512, 64),
-        teacher_backbone=numbered(source),
-        teacher_head=head(512, 64),
-        criterion=Modules(center=torch.zeros(1, 1, 64)),
-    )
-    return {"pytorch-lightning_version": "2.0", "state_dict": model.state_dict()}, source
-
-
-def solo_learn_cifar() -> tuple[Content, nn.Module]:
-    source, momentum = (trained(small_stem(resnet(fc=nn.Identity()), padding=2)) for _ in range(2))
-    model = Modules(
-        backbone=source,
-        classifier=nn.Linear(512, 10),
-        projector=head(512, 64),
-        predictor=head(64, 64),
-        momentum_backbone=momentum,
-        momentum_projector=head(512, 64),
-    )
-    return {"pytorch-lightning_version": "2.0", "state_dict": model.state_dict()}, source
-
-
-def simclr_cifar() -> tuple[Content, nn.Module]:
-    source = trained(small_stem(resnet(), padding=1))
-    return {"state_dict": Modules(convnet=source, projection=head(512, 64)).state_dict()}, source
-
-
-def torchvision_plain() -> tuple[Content, nn.Module]:
-    source = trained(resnet50())
-    return source.state_dict(), source
-
-
-def timm_plain() -> tuple[Content, nn.Module]:
-    source = vit(num_classes=10)
-    return source.state_dict(), source
+from tests.published_files import (
+    Content,
+    Modules,
+    barlow_twins,
+    barlow_twins_final,
+    byol_of_lightly,
+    byol_of_sthalles,
+    dino_backbone,
+    dino_of_lightly,
+    dino_resnet,
+    dino_vit,
+    distributed,
+    features,
+    images,
+    moco_v1,
+    moco_v2,
+    moco_v3_resnet,
+    moco_v3_vit,
+    resnet,
+    simclr_cifar,
+    simclr_converted,
+    simclr_of_spijkervet,
+    simclr_of_sthalles,
+    simclr_pytorch,
+    simsiam,
+    solo_learn_cifar,
+    swav,
+    timm_plain,
+    torchvision_plain,
+    trained,
+)
 
 
 @pytest.mark.parametrize(
@@ -384,166 +166,6 @@ def test_loading_leaves_the_random_numbers_alone(run: Path, tmp_path: Path) -> N
     load_encoder(run)
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
-
-
-def error_of(content: object, file: Path, encoder: nn.Module | None = None) -> str:
-    torch.save(content, file)
-    with pytest.raises(ValueError, match=re.escape(str(file))) as error:
-        load_encoder(file, encoder)
-    return str(error.value)
-
-
-ADVICE = (
-    "Pass the network they are of, without its head, as encoder; a file that holds more or less than that must be put "
-    "right first."
-)
-
-
-def test_what_is_missing_unexpected_or_of_another_shape_is_all_named_and_nothing_is_loaded(tmp_path: Path) -> None:
-    state = resnet().state_dict()
-    del state["layer2.0.bn1.bias"]
-    state["layer9.weight"] = torch.ones(1)
-    state["layer4.1.bn2.bias"] = torch.ones(7)
-    target = resnet18_of_ours()
-    before = deepcopy(target.state_dict())
-    assert error_of(state, tmp_path / "file.pt", target) == (
-        f"The weights in {tmp_path / 'file.pt'} (plain weights) do not fit ResNetEncoder. 1 missing: "
-        "layer2.0.bn1.bias. 1 unexpected: layer9.weight. 1 of another shape: layer4.1.bn2.bias [7] instead of [512]. "
-        f"{ADVICE}"
-    )
-    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
-    assert error_of(state, tmp_path / "file.pt").startswith(f"The weights in {tmp_path / 'file.pt'} (plain weights) do")
-
-
-def test_a_long_list_of_keys_is_cut_and_counted(tmp_path: Path) -> None:
-    message = error_of(vit().state_dict(), tmp_path / "file.pt", nn.Linear(2, 2))
-    assert "2 missing: weight, bias. 150 unexpected: cls_token, pos_embed, patch_embed.proj.weight, " in message
-    assert "patch_embed.proj.bias, blocks.0.norm1.weight and 145 more. Pass" in message
-
-
-def test_what_no_known_layout_has_beside_the_encoder_is_refused(tmp_path: Path) -> None:
-    model = Modules(encoder_q=resnet(fc=nn.Linear(512, 8)), decoder=nn.Linear(2, 2))
-    message = error_of({"state_dict": distributed(model)}, tmp_path / "file.pt")
-    assert "(MoCo v1 or v2) do not fit ResNetEncoder. 2 unexpected: decoder.weight, decoder.bias. " in message
-
-
-def solo_learn_vit() -> Content:
-    model = Modules(backbone=vit(), classifier=nn.Linear(192, 10))
-    return {"pytorch-lightning_version": "2.0", "state_dict": model.state_dict()}
-
-
-def own_dino_vit() -> Content:
-    student, teacher = (Modules(prototypes=nn.Linear(8, 4, bias=False)) for _ in range(2))
-    model = Modules(encoder=vit(), momentum_encoder=vit(), projector=student, momentum_projector=teacher)
-    return {"pytorch-lightning_version": "2.0", "state_dict": model.state_dict()}
-
-
-def own_vit() -> Content:
-    model = Modules(encoder=vit(), projector=head(192, 8))
-    return {"pytorch-lightning_version": "2.0", "state_dict": model.state_dict()}
-
-
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
-        (lambda: tiny.ConvEncoder().state_dict(), "(plain weights): the weights do not tell which network they are of"),
-        (lambda: vit(class_token=False, global_pool="avg").state_dict(), "the keys are pos_embed, patch_embed.proj."),
-        (lambda: vit(depth=2).state_dict(), "the weights do not tell which network they are of"),
-        (solo_learn_vit, "(solo-learn): the weights do not tell which network they are of"),  # heads: 3, MoCo v3 12
-        (own_vit, "(a module of this package): the weights do not tell which network they are of"),
-        (own_dino_vit, "(DINO of this package): the weights do not tell which network they are of"),
-    ],
-)
-def test_a_network_that_cannot_be_told_is_asked_for(content: Callable[[], Content], cause: str, tmp_path: Path) -> None:
-    message = error_of(content(), tmp_path / "file.pt")
-    assert cause in message
-    assert message.endswith("Build it, without its head, and pass it as encoder.")
-
-
-class Canary:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (self.file,)
-
-
-@pytest.mark.parametrize("save", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, 2))])
-def test_a_file_that_runs_code_is_refused_and_the_code_does_not_run(
-    save: Callable[[object, Path], None], tmp_path: Path
-) -> None:
-    canary, file = tmp_path / "canary", tmp_path / "file.pt"
-    save({"state_dict": {"weight": Canary(canary)}}, file)
-    with pytest.raises(
-        ValueError, match=r"holds \S+ beside its tensors, .* so it is refused|is no file of torch.save, "
-    ):
-        load_encoder(file)
-    assert not canary.exists()
-
-
-def test_the_canary_of_the_test_above_would_have_been_seen(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"weight": Canary(tmp_path / "canary")}}, tmp_path / "file.pt")
-    torch.load(tmp_path / "file.pt", weights_only=False)
-    assert (tmp_path / "canary").exists()
-
-
-def test_a_checkpoint_with_its_arguments_as_an_object_is_refused_by_name(tmp_path: Path) -> None:
-    content = {**dino_resnet()[0], "args": argparse.Namespace(lr=1.0)}
-    assert error_of(content, tmp_path / "file.pt") == (
-        f"{tmp_path / 'file.pt'} holds argparse.Namespace beside its tensors, and such a file can run code when it "
-        "is read, so it is refused. If you trust its source, read it once yourself with torch.load(file, "
-        "weights_only=False) and save the weights alone, for example torch.save(checkpoint['state_dict'], new_file)."
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], "holds a list, no dict of weights. Save model.state_dict()."),
-        ({}, "is no dict of weights alone: it is empty. Weights are looked for under state_dict, model, teacher, "),
-        ({"net": {"weight": torch.ones(1)}}, "is no dict of weights alone: it holds net. Weights are looked for under"),
-        ({"model": {"a": torch.ones(1), "b": 2}}, "under 'model' is no dict of weights alone: it holds b. Weights are"),
-    ],
-)
-def test_a_file_without_weights_is_named(content: object, message: str, tmp_path: Path) -> None:
-    assert error_of(content, tmp_path / "file.pt").startswith(f"{tmp_path / 'file.pt'} {message}")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("file.pt", "is no file of torch.save, "), ("file.safetensors", "cannot be read as safetensors: ")],
-)
-def test_a_file_of_something_else_is_named(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text("not weights at all")
-    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / name))} {message}"):
-        load_encoder(tmp_path / name)
-
-
-def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
-    torch.save(tiny.ConvEncoder().state_dict(), tmp_path / "whole.pt")
-    (tmp_path / "file.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"file.pt cannot be read as a file of torch.save: "):
-        load_encoder(tmp_path / "file.pt")
-
-
-def test_a_file_with_a_flipped_bit_is_named_though_torch_reads_it(tmp_path: Path) -> None:
-    file = tmp_path / "file.pt"
-    weights = {"weight": torch.zeros(1000)}
-    torch.save(weights, file)
-    content = bytearray(file.read_bytes())
-    content[content.index(bytes(4000)) + 2003] ^= 64
-    file.write_bytes(content)
-    assert torch.load(file, weights_only=True)["weight"].count_nonzero() == 1
-    with pytest.raises(ValueError, match=r"file\.pt is damaged: .* is wrong\. Copy it, or fetch it, once more\."):
-        load_encoder(file)
-
-
-def test_a_path_where_nothing_is_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error:
-        load_encoder(tmp_path / "runs" / "gone")
-    assert str(error.value) == f"There is no run and no file of weights at {tmp_path / 'runs' / 'gone'}."
 
 
 def test_a_run_says_itself_which_encoder_it_has(run: Path) -> None:
