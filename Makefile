@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# One after the other: what is timed and killed here must not wait for other tests.
+# Two at a time: what is killed here within a time limit must not wait for many others.
 drills: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/drills -m '' --numprocesses 2 --dist worksteal --reliability docs/reliability.md
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -243,6 +244,7 @@ def _in_fork(
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # found out anew, where the environment has TMPDIR
     signal.signal(signal.SIGINT, signal.default_int_handler)
     mp.set_start_method("fork", force=True)  # for worker processes, as in a process that was not forked so
     os.setpgid(0, leader)

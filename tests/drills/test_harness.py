@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,3 +94,15 @@ def test_launchers_variables_do_not_reach_what_is_started(tmp_path: Path, monkey
     assert ended.seconds <= time.monotonic() - began
     names = {line.partition("=")[0] for line in ended.stdout.splitlines()}
     assert not {name for name in names if name.startswith(("LOCAL_", "SLURM", "MASTER_", "WORLD_", "PL_"))}
+
+
+def say_temporary_folder() -> None:
+    """As a function that ``forked`` can import."""
+    print(tempfile.gettempdir())
+
+
+def test_what_is_forked_has_its_own_temporary_folder(tmp_path: Path) -> None:
+    tempfile.gettempdir()  # the parent has settled on another
+    environments = [{"TMPDIR": str(tmp_path)}]
+    with process.forked(say_temporary_folder, folder=tmp_path / "output", environments=environments) as forked:
+        assert forked.ended(seconds=60).stdout.strip() == str(tmp_path)

@@ -63,7 +63,14 @@ def compare(folder: Path, name: str) -> None:
     losses, weights, sharded = [], [], False
     for strategy in (DDPStrategy(process_group_backend="gloo"), ModelParallelStrategy(**TWO_RANKS)):
         module, watched = method(name), Losses()
-        trainer = tiny.trainer([watched], devices=2, strategy=strategy, max_epochs=2)
+        trainer = tiny.trainer(
+            [watched, LastCheckpoint(folder / type(strategy).__name__)],  # which saves before the first step too
+            devices=2,
+            strategy=strategy,
+            plugins=[WholeCheckpoints()],
+            max_epochs=2,
+            enable_checkpointing=True,
+        )
         trainer.fit(module, tiny.data(64, batch_size=8))
         sharded = any(isinstance(child, FSDPModule) for child in module.children())
         weights.append({key: whole(value) for key, value in module.state_dict().items()})

@@ -95,7 +95,7 @@ def test_a_signal(
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("phase", ["a training batch", "a probe's bank"])
 @pytest.mark.parametrize("to", [0, 1, EVERYONE])
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_to_ranks_of_a_command(
     drill: Drill, tmp_path: Path, references: References, number: signal.Signals, to: int, phase: str
 ) -> None:
@@ -108,7 +108,7 @@ def test_a_signal_to_ranks_of_a_command(
 @promise("The same where worker processes read the images and the signal goes to them too.")
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("phase", ["an accumulation", "a validation batch", "the sanity check"])
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_to_workers_too(
     drill: Drill, tmp_path: Path, references: References, image_files: Path, number: signal.Signals, phase: str
 ) -> None:
