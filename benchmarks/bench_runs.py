@@ -10,8 +10,10 @@ next one's, so that whatever a protection does anywhere in it is counted; the fi
 where checkpoints are written, are not. What one checkpoint takes is told apart.
 
 A turn's figure is the median of its steps. Ratios are of the two turns of a round, which follow each other, since
-machines drift; a row goes to ``benchmarks/results/bench_runs.jsonl``. With several devices, all ranks train on this
-machine, and the first one writes.
+machines drift. Where that drift is larger than what is sought, ``hooks_ms`` tells: of the same protected steps, the
+time that was spent within the protections, as Lightning's profiler has it, waiting for other ranks included. A row goes
+to ``benchmarks/results/bench_runs.jsonl``. With several devices, all ranks train on this machine, and the first one
+writes.
 """
 
 import argparse
@@ -19,12 +21,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.profilers import SimpleProfiler
 from rich.console import Console
 from torch import Tensor
 
@@ -42,6 +45,23 @@ from contrastive.runs import Continuity, FiniteLoss, LastCheckpoint, WholeCheckp
 PLAIN, PROTECTED = "plain Lightning", "all protections"
 WARM_UP = 5  # steps of a turn that are not timed
 METHODS = ("simclr", "moco")
+
+
+class HookTimes(SimpleProfiler):
+    """How long each callback's hooks take."""
+
+    def describe(self) -> None:
+        """Print nothing."""
+
+    def step_ms(self, callbacks: Sequence[type[pl.Callback]]) -> float:
+        """Of the hooks of such callbacks that are called at every step, in milliseconds: the medians' sum."""
+        names = tuple(f"[Callback]{callback.__name__}" for callback in callbacks)
+        every_step = [
+            times[WARM_UP:]
+            for name, times in self.recorded_durations.items()
+            if name.startswith(names) and len(times) > WARM_UP
+        ]
+        return 1e3 * sum(statistics.median(times) for times in every_step)
 
 
 class Clock(pl.Callback):
@@ -80,6 +100,7 @@ def turn(
     method: ContrastiveModule, images: Tensor, *, batch_size: int, protected: bool, accelerator: str, devices: int
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """One epoch: its median step, with what one checkpoint took, and the weights it came to."""
+    hooks = HookTimes()
     clock, data = Clock("cuda" if accelerator == "gpu" else "cpu"), TensorImages(images, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -91,12 +112,14 @@ def turn(
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=protected,
+            profiler=hooks,
             plugins=[WholeCheckpoints()] if protected else [],
             callbacks=[clock, *([Continuity(), FiniteLoss(folder), LastCheckpoint(folder)] if protected else [])],
         )
         trainer.fit(method, data)
         measured = clock.steps()
         if protected:
+            measured["hooks_ms"] = hooks.step_ms([Continuity, FiniteLoss, LastCheckpoint])
             start = time.perf_counter()
             trainer.save_checkpoint(Path(folder) / "last.ckpt")
             measured["checkpoint_ms"] = 1e3 * (time.perf_counter() - start)
@@ -119,6 +142,11 @@ def shares(contenders: Mapping[str, Mapping[str, list[float]]], clock: str) -> l
     """How long a protected step takes, beside the plain one of the same round."""
     pairs = zip(contenders[PROTECTED][clock], contenders[PLAIN][clock], strict=True)
     return [protected / plain for protected, plain in pairs]
+
+
+def shares_of_hooks(protected: Mapping[str, list[float]]) -> list[float]:
+    """Which part of a protected step is spent within the protections."""
+    return [hooks / step for hooks, step in zip(protected["hooks_ms"], protected["wall_ms"], strict=True)]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,7 +215,9 @@ def main(words: list[str] | None = None) -> int:
         for name, one in row["contenders"].items():
             console.print(f"{name}: {figure(one[clock], '.1f')} ms a step, {clock.removesuffix('_ms')}")
         console.print(f"protected / plain: {figure(shares(row['contenders'], clock), '.4f')}")
-    console.print(f"a checkpoint: {figure(row['contenders'][PROTECTED]['checkpoint_ms'], '.1f')} ms")
+    protected = row["contenders"][PROTECTED]
+    console.print(f"of a protected step, within protections: {figure(shares_of_hooks(protected), '.4f')}")
+    console.print(f"a checkpoint: {figure(protected['checkpoint_ms'], '.1f')} ms")
     return 0
 
 

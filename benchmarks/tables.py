@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.bench_augmentations import faster_kornia, main_quantity, over
 from benchmarks.bench_losses import CONTENDERS, share_of_matmul, speeds, times_as_fast
 from benchmarks.bench_probes import told
-from benchmarks.bench_runs import PLAIN, PROTECTED, shares
+from benchmarks.bench_runs import PLAIN, PROTECTED, shares, shares_of_hooks
 from benchmarks.methods_table import HEADER, methods_rows
 from benchmarks.rows import RESULTS, Spread, read_rows, spread
 from contrastive.recipes import load
@@ -133,11 +133,12 @@ def bench_runs_table(rows: Rows) -> str:
                 _number(spread(protected["wall_ms"]), ".1f", unit=" ms"),
                 _number(spread(shares(row["contenders"], "wall_ms")), ".3f"),
                 _number(spread(shares(row["contenders"], "processor_ms")), ".3f"),
+                _percent(spread(shares_of_hooks(protected))),
                 _number(spread(protected["checkpoint_ms"]), ".0f", unit=" ms"),
             ]
         )
     header = ["on", "what", "step, plain", "step, protected", "ratio of a round", "ratio of processor time"]
-    return _markdown([*header, "a checkpoint"], lines)
+    return _markdown([*header, "within protections, % of a step", "a checkpoint"], lines)
 
 
 METHODS = "methods"
