@@ -256,17 +256,20 @@ def scaled(train: Labelled, test: Labelled) -> tuple[Labelled, Labelled]:
     return first, second
 
 
-def times_as_fast(contender: Mapping[str, Any]) -> str:
+def times_as_fast(contender: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """How many times as fast as a contender ours is, in the same rounds, for people."""
     seconds, beside = contender["seconds"], contender["beside_ours"]
-    return "" if seconds == beside else times_as_much(seconds, beside)
+    if seconds == beside:
+        return ""
+    rounds_of_their_own = "" if beside == ours["seconds"] else f", beside ours in {figure(beside, '.3g')} s"
+    return times_as_much(seconds, beside) + rounds_of_their_own
 
 
-def told(contender: Mapping[str, Any]) -> tuple[str, str, str]:
+def told(contender: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, str, str]:
     """Of one contender, for people: the ratio, the largest excess loss, the largest difference in accuracy."""
     excess = f"{max(contender['relative_excess_loss']):.1e}" if "relative_excess_loss" in contender else ""
     off_by = f"{100 * max(contender['accuracy_off_by'], key=abs):+.2f} points" if "accuracy_off_by" in contender else ""
-    return times_as_fast(contender), excess, off_by
+    return times_as_fast(contender, ours), excess, off_by
 
 
 def show(row: Mapping[str, Any], console: Console) -> None:
@@ -276,7 +279,7 @@ def show(row: Mapping[str, Any], console: Console) -> None:
         "", "seconds", "ours is so many times as fast", "largest relative excess", "accuracy off", title=title
     )
     for name, one in row["contenders"].items():
-        table.add_row(name, figure(one["seconds"], ".3g"), *told(one))
+        table.add_row(name, figure(one["seconds"], ".3g"), *told(one, row["contenders"]["ours"]))
     console.print(table)
     for name, reason in row["left_out"].items():
         console.print(f"{name} is left out: {reason}.", highlight=False)

@@ -112,7 +112,8 @@ def bench_probes_table(rows: Rows) -> str:
     for (machine, part, images, width, features), row in newest.items():
         what = f"{part}: {images:,} x {width}, {row['classes']} classes; {features}"
         for name, one in row["contenders"].items():
-            lines.append([machine, what, name, _number(spread(one["seconds"]), ".3g", unit=" s"), *told(one)])
+            beside = told(one, row["contenders"]["ours"])
+            lines.append([machine, what, name, _number(spread(one["seconds"]), ".3g", unit=" s"), *beside])
     header = ["on", "what", "who", "time", "ours is so many times as fast"]
     return _markdown([*header, "largest relative excess loss", "accuracy off by"], lines)
 

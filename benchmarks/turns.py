@@ -48,6 +48,8 @@ def times_as_much(some: Sequence[float], others: Sequence[float]) -> str:
 def figure(values: Sequence[float], digits: str) -> str:
     """Median and range, for people."""
     of_all = spread(values)
+    if of_all.count == 1:
+        return f"{of_all.median:{digits}} (1 round)"
     return f"{of_all.median:{digits}} ({of_all.low:{digits}} to {of_all.high:{digits}})"
 
 

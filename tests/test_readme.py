@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torchvision.datasets import FakeData
 from torchvision.transforms.functional import to_pil_image
 
 from contrastive.data import Shapes
@@ -11,11 +12,9 @@ from contrastive.data import Shapes
 README = Path(__file__).parent.parent / "README.md"
 
 
-def trainer_scripts() -> tuple[str, str]:
-    """The ordinary one, and what makes it survive."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    script, surviving = [block for block in blocks if "pl.Trainer(" in block]
-    return script, surviving
+def blocks(word: str) -> list[str]:
+    """Those of Python with this word."""
+    return [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if word in block]
 
 
 def replaced(script: str, old: str, new: str) -> str:
@@ -44,7 +43,7 @@ def test_the_trainer_scripts_run_with_their_data_path_and_epochs_replaced(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    script, surviving = trainer_scripts()
+    script, surviving = blocks("pl.Trainer(")  # the ordinary one, and what makes it survive
     script = replaced(script, '"cifar10/train"', repr(str(image_folder / "train")))
     script = replaced(script, '"cifar10/test"', repr(str(image_folder / "test")))
     script = replaced(script, "max_epochs=200", "max_epochs=1")
@@ -59,3 +58,18 @@ def test_the_trainer_scripts_run_with_their_data_path_and_epochs_replaced(
     for epochs, steps in (("1", 1), ("3", 3)):  # the second time it goes on
         exec(compile(replaced(surviving, "max_epochs=200", f"max_epochs={epochs}"), "README.md", "exec"), namespace)
         assert namespace["trainer"].global_step == steps
+
+
+def test_a_data_set_of_torchvision_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretended(root: str, *, train: bool, download: bool = False) -> FakeData:
+        return FakeData(600 if train else 30, (3, 32, 32), num_classes=10)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", pretended)
+    namespace: dict[str, object] = {}
+    exec(compile(*blocks("from_dataset"), "README.md", "exec"), namespace)
+    data = namespace["data"]
+    data.num_workers = 0
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert batch["image"].shape == (512, 3, 32, 32)
+    assert data.num_images("val") == 30

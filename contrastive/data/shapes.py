@@ -1,4 +1,4 @@
-"""The embedded data set: shapes drawn from a seed, without a download."""
+"""A drawn data set: shapes made from a seed, without a download."""
 
 import functools
 import math

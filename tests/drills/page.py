@@ -13,9 +13,12 @@ from tests.drills.drill import Drill
 INTRODUCTION = """\
 # What a run survives
 
-Each row below is a promise, and a drill that tried to break it: with real processes that are killed, real signals, full
-disks and damaged files, at the moments that are worst. A trial is lost if the promise did not hold; a promise stands
-here only beside its number of trials. All drills are in `tests/drills/`, each under its own name.
+Each row below is a promise, and a drill that tried to break it, at the moments that are worst: with real processes that
+are killed, real signals, full disks, damaged and hostile files. A trial is lost if the promise did not hold; a promise
+stands here only beside its number of trials. All drills are in `tests/drills/`, each under its own name.
+
+The same weights means the same bits, on the same hardware. On CPUs that is so by itself; a GPU's kernels add up in an
+order of their own unless told not to, by `Trainer(deterministic=True)`.
 """
 
 
@@ -43,11 +46,11 @@ def write(drills: Sequence[Drill], file: Path) -> None:
     software = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "pytorch-lightning"))
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     trials, lost = sum(drill.trials for drill in drills), sum(drill.lost for drill in drills)
+    minutes = sum(drill.seconds for drill in drills) / 60
     made = (
         f"Written by `make drills` on {datetime.now(UTC):%Y-%m-%d}, of commit {commit() or 'unknown'}, with "
         f"{software}, on {machine['platform']}, {machine['cpu_cores']} cores of {machine['cpu']}, {gpus}: "
-        f"{len(drills)} promises, {trials} trials, {lost} lost, in {sum(drill.seconds for drill in drills) / 60:.0f} "
-        "minutes."
+        f"{len(drills)} promises, {trials} trials, {lost} lost, {minutes:.0f} minutes of drills."
     )
     lines = ["| Promise | Drill | Trials | Lost | Time |", "| --- | --- | ---: | ---: | ---: |"]
     lines += [

@@ -151,40 +151,28 @@ class Process:
 
 
 @contextmanager
-def started(
-    command: Sequence[str | Path],
-    folder: Path,
-    *,
-    environment: Mapping[str, str] | None = None,
-    preexec: Callable[[], None] | None = None,
-) -> Iterator[Process]:
-    """A process that ends with the block at the latest.
+def started(command: Sequence[str | Path], folder: Path) -> Iterator[Process]:
+    """A process that ends with the block at the latest, in this one's environment without what launchers set.
 
     Args:
         command: ``python`` stands for this Python.
         folder: Where ``stdout`` and ``stderr`` are written; made if it is not there.
-        environment: Added to this process's, of which what launchers set is left out.
-        preexec: Called in the process before the command, to set limits for example.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
-    def prepare() -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # jobs in a shell's background ignore it, and children inherit that
-        if preexec is not None:
-            preexec()
+    def interrupts() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and children inherit that
 
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         popen = subprocess.Popen(
             [sys.executable if word == "python" else word for word in command],
             cwd=ROOT,
-            env={**_environment(), **(environment or {})},
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            preexec_fn=prepare,
+            preexec_fn=interrupts,
         )
     process = Process([popen], folder)
     try:
@@ -251,16 +239,9 @@ def _in_fork(
     function(*arguments)
 
 
-def run(
-    command: Sequence[str | Path],
-    folder: Path,
-    *,
-    seconds: float = 60,
-    environment: Mapping[str, str] | None = None,
-    preexec: Callable[[], None] | None = None,
-) -> Ended:
+def run(command: Sequence[str | Path], folder: Path, *, seconds: float = 60) -> Ended:
     """``started``, and wait for its end; longer than so many seconds fails the test."""
-    with started(command, folder, environment=environment, preexec=preexec) as process:
+    with started(command, folder) as process:
         return process.ended(seconds)
 
 

@@ -185,8 +185,8 @@ class Disk:
 
 
 @promise(
-    "After a power cut at any moment of saving, whatever of the names reached the disk, the newest checkpoint is whole "
-    "and not older than the last completed save."
+    "After a power cut (simulated) at any moment of saving, whatever of the names reached the disk, the newest "
+    "checkpoint is whole and not older than the last completed save."
 )
 def test_power_cuts_while_saving(drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     io, folder, completed = WholeCheckpoints(), tmp_path / "checkpoints", 0
@@ -227,10 +227,11 @@ def limited(options: Options, size: int) -> None:
 
 
 @promise(
-    "A full disk ends a run with an error that says so, and leaves the last checkpoint whole; the run then goes on."
+    "A checkpoint for which there is no room (files may not grow so large) ends a run with an error that says so, and "
+    "leaves the last one whole; the run then goes on."
 )
 @pytest.mark.exhaustive
-def test_full_disk(drill: Drill, tmp_path: Path) -> None:
+def test_no_room_for_a_checkpoint(drill: Drill, tmp_path: Path) -> None:
     options = Options(folder=tmp_path / "run", epochs=1)
     finished(options)
     longer = Options(folder=options.folder, epochs=2)
@@ -247,7 +248,7 @@ def test_full_disk(drill: Drill, tmp_path: Path) -> None:
     drill.trial(lost=newest(options.checkpoints).path != last or last.read_bytes() == before, note="it does not go on")
 
 
-@promise("So it is on a disk that others have filled: the error says so, and the last checkpoint is whole.")
+@promise("A full disk is an error that says so, and the last checkpoint on it stays whole.")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk; RLIMIT_FSIZE is drilled beside it")
 def test_full_file_system(drill: Drill, tmp_path: Path) -> None:
     folder, io = tmp_path / "disk", WholeCheckpoints()
@@ -283,7 +284,8 @@ def test_unwritable_before_training(drill: Drill, tmp_path: Path) -> None:
 
 
 @promise(
-    "One flipped bit anywhere in a checkpoint is found, also without the list of digests, and the one before is used."
+    "One flipped bit anywhere in a checkpoint is found, and the one before is used; without the list of digests, it is "
+    "found wherever it would change what is loaded."
 )
 @pytest.mark.parametrize("flips", [40, pytest.param(1000, marks=pytest.mark.exhaustive)])
 def test_flipped_bits(drill: Drill, tmp_path: Path, flips: int) -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -89,9 +88,7 @@ def test_an_interrupt_reaches_what_is_started_though_this_process_ignores_it(tmp
 def test_launchers_variables_do_not_reach_what_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_RANK", "SLURM_JOB_ID", "MASTER_PORT", "WORLD_SIZE", "PL_TORCH_DISTRIBUTED_BACKEND"):
         monkeypatch.setenv(name, "1")
-    began = time.monotonic()
     ended = process.run(["env"], tmp_path)
-    assert ended.seconds <= time.monotonic() - began
     names = {line.partition("=")[0] for line in ended.stdout.splitlines()}
     assert not {name for name in names if name.startswith(("LOCAL_", "SLURM", "MASTER_", "WORLD_", "PL_"))}
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,7 @@ def trials() -> list[object]:
 
 def options_in(folder: Path, name: str) -> Options:
     """The settings of this name."""
-    said = {**vars(SETTINGS[name]), "folder": folder / "run"}
-    return Options(**said)
+    return replace(SETTINGS[name], folder=folder / "run")
 
 
 @promise(
@@ -104,11 +104,13 @@ def options_in(folder: Path, name: str) -> Options:
     "images, every checkpoint is finite, and from the newest the run goes on as if nothing had been."
 )
 @pytest.mark.parametrize(("name", "at"), trials())
-def test_a_loss_that_is_not_finite_stops_the_run(drill: Drill, tmp_path: Path, name: str, at: int) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    drill: Drill, tmp_path: Path, references: References, name: str, at: int
+) -> None:
     options = options_in(tmp_path, name)
     notes = faults(options, at)
     if not notes:
-        traces, references = finished(options), References(tmp_path / "references")(options)
+        traces, references = finished(options), references(options)
         traces = [[line for line in trace if line.get("loss") != "nan"] for trace in traces]  # of an accumulation
         notes = [note for pair in zip(traces, references, strict=True) if (note := difference(*pair))]
     drill.trial(lost=bool(notes), note=f"{name} at batch {at}: {'; '.join(notes)}")

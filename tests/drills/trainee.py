@@ -57,9 +57,8 @@ class Options:
         sanity: Validation batches before training.
         validations: In an epoch.
         minutes: Between checkpoints; 0 for one after every step.
-        kill: The moment at which to send itself a signal.
+        kill: The moment at which the first rank sends itself a signal.
         kill_by: The signal; SIGKILL.
-        kill_rank: The rank that does.
         kill_group: Whether it takes the other ranks and all workers with it.
         tell: The moment at which to write ``at HOOK:N, PID`` and wait for a signal.
         tell_rank: The rank that does.
@@ -84,7 +83,6 @@ class Options:
     minutes: float = 0.0
     kill: str = ""
     kill_by: int = signal.SIGKILL.value
-    kill_rank: int = 0
     kill_group: bool = False
     tell: str = ""
     tell_rank: int = 0
@@ -182,7 +180,7 @@ def trainer_of(options: Options, module: ContrastiveModule, data: ImageData) -> 
         "bank": (data, "bank_dataloader"),
         "forward": (module, "forward"),
     }
-    for moment, act, of_rank in ((options.kill, kill, options.kill_rank), (options.tell, tell, options.tell_rank)):
+    for moment, act, of_rank in ((options.kill, kill, 0), (options.tell, tell, options.tell_rank)):
         hook, _, number = moment.partition(":")
         if not hook or rank != of_rank:
             continue
@@ -210,7 +208,7 @@ def trainer_of(options: Options, module: ContrastiveModule, data: ImageData) -> 
 
 
 def at_call(number: int, act: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function; before its so manieth call, something happens."""
+    """The function; before its call of that number, something happens."""
     calls = 0
 
     def counted(*arguments: Any, **named: Any) -> Any:
