@@ -168,6 +168,28 @@ def test_a_batch_that_takes_long_is_waited_for_as_long_as_is_allowed() -> None:
         data_of(slow, seconds=0.0)
 
 
+def reads_for_a_second() -> None:
+    print("reading", flush=True)
+    for _ in range(20):  # each over after a suspension, and the next begins
+        time.sleep(0.05)
+
+
+def epoch_of(act: Callable[[], Any], seconds: float) -> None:
+    print("batches", len(list(data_of(act, seconds=seconds).bank_dataloader())), flush=True)
+
+
+def test_the_time_that_a_run_is_suspended_for_is_none_that_a_batch_took(tmp_path: Path) -> None:
+    with process.forked(epoch_of, reads_for_a_second, 4.0, folder=tmp_path) as trainer:
+        trainer.line("reading")
+        time.sleep(0.2)  # the trainer waits by now
+        trainer.signal_group(signal.SIGSTOP)
+        time.sleep(4.5)
+        trainer.signal_group(signal.SIGCONT)
+        end = trainer.ended(60)
+    assert end.code == 0, end.stderr
+    assert "batches 10" in end.stdout
+
+
 KEPT = []  # what lives as long as its process, as a trainer at the top of a script does
 
 

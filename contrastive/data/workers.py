@@ -11,6 +11,8 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from itertools import count
+from math import ceil, inf
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -45,7 +47,7 @@ class Workers(_MultiProcessingDataLoaderIter):
 
     Args:
         loader: Whose batches.
-        timeout_s: How long to wait for a batch; None: without end.
+        timeout_s: How long to wait for a batch, the time not counted that the run is suspended for; None: without end.
     """
 
     _workers: Any = ()  # until there are some
@@ -70,10 +72,12 @@ class Workers(_MultiProcessingDataLoaderIter):
 
     def _get_data(self) -> Any:
         try_to_get: Any = self._try_get_data  # torch gives it no types
-        limit = None if self.timeout_s is None else time.monotonic() + self.timeout_s
-        while limit is None or time.monotonic() < limit:
+        # Looks are counted, not time by the clock: while a run is suspended, its workers stand still too.
+        limit = inf if self.timeout_s is None else self.timeout_s
+        look = min(LOOK_EVERY_S, limit)
+        for _ in count() if limit == inf else range(ceil(limit / look)):
             try:
-                found, data = try_to_get(LOOK_EVERY_S)
+                found, data = try_to_get(look)
             except Exception as error:  # what a dying worker leaves half written reads as anything
                 dying = wait([worker.sentinel for worker in self._workers], LOOK_EVERY_S)
                 for place, worker in enumerate(self._workers):
