@@ -15,7 +15,7 @@ from contrastive.augmentations import MakeViews, RaggedImages, SampleKey, views_
 from contrastive.chunks import check_chunk_size, encode_views
 from contrastive.distributed import from_rank_zero
 from contrastive.optim import MakeOptimizer, training_length
-from contrastive.sharding import check_all_sharded, shard_, share_running_statistics_, uncount_
+from contrastive.sharding import check_all_sharded, register_step_post_hook, shard_, share_running_statistics_
 
 Images = UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"] | RaggedImages  # floats in [0, 1]
 Views = Sequence[Float[Tensor, "B C _ _"]]
@@ -144,13 +144,14 @@ class ContrastiveModule(pl.LightningModule):
 
         def after_step(optimizer: Optimizer, *_: Any) -> None:
             # A step in which no parameter has a gradient is none: so a callback may leave one out.
-            if self.device_mesh is not None and not any(group["lr"] for group in optimizer.param_groups):
-                uncount_(optimizer)
-            elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
                 self.after_optimizer_step(min(1.0, self.global_step / last))
 
         # The optimizer's own hook and not Lightning's: it is silent when a gradient scaler skips a step.
-        optimizer.register_step_post_hook(after_step)
+        if self.device_mesh is None:
+            optimizer.register_step_post_hook(after_step)
+        else:
+            register_step_post_hook(optimizer, after_step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

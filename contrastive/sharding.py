@@ -5,6 +5,9 @@
 and ``ContrastiveModule.configure_model`` shards the method. Losses, gradients and running statistics are those of DDP.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -84,14 +87,41 @@ def sharded_as(parameter: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
-def uncount_(optimizer: Optimizer) -> None:
-    """Forget a step at rate 0, which torch takes to make the state that a checkpoint is written of or read into.
+def register_step_post_hook(optimizer: Optimizer, hook: Callable[..., None]) -> None:
+    """Have a hook called after each step, but for the one by which torch makes an optimizer's state.
 
-    Of all that such a step leaves, AdamW's next one would see that it was counted.
+    To write a checkpoint before the first step, or to read one, torch takes a step at rate 0 with gradients of 0. What
+    that leaves in the state, a count and momenta of the weight decay, is set to 0 again: no later step sees it.
+
+    Args:
+        optimizer: Of sharded parameters.
+        hook: Called with the optimizer, and the arguments of its step.
     """
-    for state in optimizer.state.values():
-        if "step" in state:
-            state["step"].zero_()
+    makes_state = False
+
+    def before(optimizer: Optimizer, *_: Any) -> None:
+        nonlocal makes_state
+        makes_state = not optimizer.state and _moves_nothing(optimizer)
+
+    def after(optimizer: Optimizer, *arguments: Any) -> None:
+        if not makes_state:
+            hook(optimizer, *arguments)
+            return
+        for state in optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def _moves_nothing(optimizer: Optimizer) -> bool:
+    """Whether all rates and gradients are 0."""
+    if any(group["lr"] for group in optimizer.param_groups):
+        return False
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not any((g.to_local() if isinstance(g, DTensor) else g).any() for g in gradients)
 
 
 def _advice(ranks: int) -> str:
