@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ from contrastive.runs import (
     newest,
 )
 from tests import tiny
+
+of_other_data = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no `val_dataloader`",
+    "ignore:The 'train_dataloader' does not have many workers",
+)
 
 
 class StopAfter(pl.Callback):
@@ -146,6 +151,94 @@ def test_another_number_of_ranks_needs_the_same_global_batch(tmp_path: Path) -> 
     WholeCheckpoints().save_checkpoint(checkpoint, file)
     with pytest.warns(ContinuityWarning, match=r"ranks was 2, and is 1"):
         fit(tmp_path)
+
+
+class Other(pl.LightningDataModule):
+    """As a user may write one."""
+
+    def __init__(self, size: Any = 4, **attributes: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters("size")
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def train_dataloader(self) -> Any:
+        items = [{"image": image, "index": index} for index, image in enumerate(tiny.images(24))]
+        size = self.hparams["size"]
+        if size is None:  # batches are made by the user's own code
+            return DataLoader(items, batch_sampler=[list(range(start, start + 4)) for start in range(0, 24, 4)])
+        if isinstance(size, list):
+            return [DataLoader(items, batch_size=one) for one in size]
+        return DataLoader(items, batch_size=size)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] if isinstance(batch, list) else batch
+
+
+def resume_other(folder: Path, before: Mapping[str, Any], data: Other, **settings: Any) -> None:
+    """One epoch, of which the checkpoint is changed, and another."""
+    for max_epochs in (1, 2):
+        trainer = tiny.trainer(
+            [Continuity(), LastCheckpoint(folder)],
+            plugins=[WholeCheckpoints()],
+            enable_checkpointing=True,
+            max_epochs=max_epochs,
+            limit_val_batches=0,
+            **(settings if max_epochs == 2 else {}),
+        )
+        method = WithoutSchedule(tiny.ConvEncoder(), simclr_views(8), sgd_cosine(0.1))
+        trainer.fit(method, data, ckpt_path=newest(folder).path)
+        if max_epochs == 1:
+            checkpoint = WholeCheckpoints().load_checkpoint(folder / "last.ckpt")
+            checkpoint["contrastive"]["run"] |= before
+            WholeCheckpoints().save_checkpoint(checkpoint, folder / "last.ckpt")
+
+
+OTHERS = [
+    Other(4),
+    Other(4, batch_size="four"),
+    Other([4, 4]),
+    Other([4, 2], batch_size=4),
+    Other(None, batch_size=4),
+]
+UNKNOWN = [Other(None), Other(None, batch_size=4.0), Other([4, 2])]
+
+
+@of_other_data
+@pytest.mark.parametrize("data", OTHERS)
+def test_the_batch_size_of_any_data_module_is_that_of_its_loader_unless_it_says(tmp_path: Path, data: Other) -> None:
+    with pytest.warns(ContinuityWarning, match=r"ranks was 2, and is 1"):
+        resume_other(tmp_path / "same", {"ranks": 2, "batch size": 2, "global batch": 4}, data)
+    with pytest.raises(ContinuityError, match=r"trained on 2 images x 3 .* has 4 images x 1 .*same global batch\."):
+        resume_other(tmp_path / "other", {"ranks": 3, "batch size": 2, "global batch": 6}, data)
+
+
+@of_other_data
+@pytest.mark.parametrize("data", UNKNOWN)
+def test_another_number_of_ranks_is_refused_where_the_batch_size_is_not_known(tmp_path: Path, data: Other) -> None:
+    with pytest.raises(
+        ContinuityError,
+        match=r"^The checkpoint is of a run on 2 rank\(s\), and this one has 1, which needs the same global batch; but "
+        r"the batch size of this run could not be found\. Resume on 2 rank\(s\), or give the data module an int "
+        r"attribute batch_size, the images per rank and step\.$",
+    ):
+        resume_other(tmp_path, {"ranks": 2, "batch size": 2, "global batch": 4}, data)
+
+
+@of_other_data
+def test_a_checkpoint_that_knows_no_batch_size_goes_on_with_as_many_ranks_alone(tmp_path: Path) -> None:
+    unknown = {"batch size": None, "global batch": None}
+    for size in (4, None):
+        with pytest.raises(
+            ContinuityError,
+            match=r"the batch size of that run could not be found\. Resume on 2 rank\(s\), or give the data module an "
+            r"int attribute batch_size, the images per rank and step, and begin anew in another folder\.$",
+        ):
+            resume_other(tmp_path / f"ranks of {size}", {"ranks": 2, **unknown}, Other(size))
+    with pytest.warns(ContinuityWarning, match=r"batch size was None, and is 4"):
+        resume_other(tmp_path / "within", {"inside an epoch": True, **unknown}, Other(4))
+    with pytest.raises(ContinuityError, match=r"within an epoch, batches cannot change"):
+        resume_other(tmp_path / "sums", {"inside an epoch": True}, Other(None), accumulate_grad_batches=2)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import CombinedLoader, rank_zero_warn
 
 CHECKPOINT_KEY = "contrastive"  # where a checkpoint says which run it is of
 SPLIT = "train"
@@ -26,7 +26,7 @@ class Continuity(pl.Callback):
     """Writes into every checkpoint which run it is of, and compares when it is resumed.
 
     - Another number of ranks goes on if the global batch is the same: every image still comes once an epoch, in the
-      same order, with the same views; else it is refused.
+      same order, with the same views; else, or where its size is not known, it is refused.
     - A global batch or an accumulation that changed within an epoch is refused: batches are what an epoch counts.
     - Of whatever else changed, a ``ContinuityWarning`` names the old and the new value.
     - A fit that takes no step is an error: no batch, or nothing left to train.
@@ -124,11 +124,11 @@ class Continuity(pl.Callback):
 
     def _facts(self, trainer: pl.Trainer) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
-        batch_size = getattr(data if data is not None else trainer.train_dataloader, "batch_size", None)
+        batch_size = _batch_size(data, trainer.train_dataloader)
         return {
             "ranks": trainer.world_size,
             "batch size": batch_size,
-            "global batch": batch_size * trainer.world_size if isinstance(batch_size, int) else None,
+            "global batch": None if batch_size is None else batch_size * trainer.world_size,
             "accumulated batches": trainer.accumulate_grad_batches,
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
@@ -138,7 +138,18 @@ class Continuity(pl.Callback):
 
     def _check_batches(self, before: Mapping[str, Any]) -> None:
         now = self.entry["run"]
-        same = all(before[name] == now[name] for name in ("global batch", "accumulated batches"))
+        unknown = None in (before["global batch"], now["global batch"])
+        if unknown and before["ranks"] != now["ranks"]:
+            first = before["global batch"] is None
+            whose, anew = ("that", ", and begin anew in another folder") if first else ("this", "")
+            raise ContinuityError(
+                f"The checkpoint is of a run on {before['ranks']} rank(s), and this one has {now['ranks']}, which "
+                f"needs the same global batch; but the batch size of {whose} run could not be found. Resume on "
+                f"{before['ranks']} rank(s), or give the data module an int attribute batch_size, the images per rank "
+                f"and step{anew}."
+            )
+        same = unknown or before["global batch"] == now["global batch"]
+        same = same and before["accumulated batches"] == now["accumulated batches"]
         if same or not (before["ranks"] != now["ranks"] or before["inside an epoch"]):
             return
         was, has = (
@@ -160,6 +171,19 @@ class Continuity(pl.Callback):
             f"The checkpoint was trained on {was} a step, and this run has {has}; {why}. {fits} and "
             f"accumulate_grad_batches to {before['accumulated batches']}, or begin anew in another folder."
         )
+
+
+def _batch_size(data: Any, loaders: Any) -> int | None:
+    """Of a rank and step: what the data module says, else what all its training loaders say; None where that is none.
+
+    Args:
+        data: The data module, if any.
+        loaders: One, or a collection of those whose batches make one.
+    """
+    says = [getattr(data, "batch_size", None)]
+    if not isinstance(says[0], int):
+        says = [getattr(loader, "batch_size", None) for loader in CombinedLoader(loaders).flattened]
+    return says[0] if isinstance(says[0], int) and all(size == says[0] for size in says) else None
 
 
 def _images(data: Any) -> dict[str, Any]:
