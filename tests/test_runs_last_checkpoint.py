@@ -242,14 +242,18 @@ def test_a_signal_waits_for_no_more_than_the_batch(hook: str, number: int, step:
     assert sent.validated == []
 
 
-def test_a_run_by_steps_without_validation_goes_on_from_an_epochs_end(tmp_path: Path) -> None:
-    whole, first, second = Signals(), Signals("on_train_epoch_end", 1), Signals()
-    settings = {"max_epochs": -1, "max_steps": 12}
-    trained(tmp_path / "whole", [whole, LastCheckpoint(tmp_path / "whole")], **settings)
-    with pytest.raises(Preempted):
-        trained(tmp_path, [first, LastCheckpoint(tmp_path)], **settings)
-    assert trained(tmp_path, [second, LastCheckpoint(tmp_path)], **settings).current_epoch == 3
-    assert first.steps + second.steps == whole.steps
+class TermBeforeTheFirstStep(pl.Callback):
+    """After Lightning has begun to listen, and before ours does."""
+
+    def on_train_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_just_before_the_first_step_waits_for_it_and_asks_for_another_call(tmp_path: Path) -> None:
+    with pytest.raises(Preempted) as stop:
+        trained(tmp_path, [TermBeforeTheFirstStep(), LastCheckpoint(tmp_path)], max_epochs=1)
+    assert stop.value.code == REQUEUE
+    assert step_of(stop.value.file) == 1
 
 
 def test_a_signal_stops_a_probe_that_reads_its_bank(tmp_path: Path) -> None:

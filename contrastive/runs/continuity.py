@@ -6,6 +6,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import CombinedLoader, rank_zero_warn
 
+from contrastive.runs.loop_progress import epoch_is_whole
+
 CHECKPOINT_KEY = "contrastive"  # where a checkpoint says which run it is of
 SPLIT = "train"
 
@@ -39,8 +41,14 @@ class Continuity(pl.Callback):
     def __init__(self, recipe: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
         self.entry: dict[str, Any] = {} if recipe is None else {"recipe": recipe, "arguments": dict(arguments or {})}
         self._resumed: Mapping[str, Any] = {}
+        self._images: dict[str, Any] = {}
         self._started = False
         self._inside_epoch = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look at the images, which may take minutes, before the run begins to listen to signals."""
+        if stage == "fit":
+            self._images = _images(getattr(trainer, "datamodule", None))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -90,7 +98,7 @@ class Continuity(pl.Callback):
                 f"The training loader gave no batch in epoch {trainer.current_epoch}: it is empty, or a stream that "
                 "was read to its end before. Make it begin anew each time it is iterated."
             )
-        self._inside_epoch = False
+        self._inside_epoch = not epoch_is_whole(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning ends a fit that had nothing to do as if all were well.
@@ -133,7 +141,7 @@ class Continuity(pl.Callback):
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
             "precision": str(trainer.precision),
-            **_images(data),
+            **self._images,
         }
 
     def _check_batches(self, before: Mapping[str, Any]) -> None:

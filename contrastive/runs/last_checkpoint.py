@@ -1,5 +1,6 @@
 """The newest state of a run in one file, from which it goes on as if it had never stopped."""
 
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_info
 
 from contrastive.runs import random_states
 from contrastive.runs.checkpoints import WholeCheckpoints, keep_as, prepare
-from contrastive.runs.loop_progress import begin_next_epoch, validate_anew
+from contrastive.runs.loop_progress import epoch_ends, go_on_after_epoch_end, validate_anew
 from contrastive.runs.signals import REQUEUE, Preempted, StopSignals
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -53,7 +55,6 @@ class LastCheckpoint(Checkpoint):
         self._position: Any = None  # of the loaders when the last step ended
         self._due = False  # a checkpoint, once the validation that follows has begun
         self._stopping = False
-        self._epoch_ends = False
         self._random: dict[str, Any] | None = None  # of this rank when the validation began
         self._random_to_restore: Any = None
 
@@ -78,12 +79,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen from here on: Lightning's own handlers, which were just installed, wait for other ranks."""
-        self.signals.listen()
+        self._listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random states, or write the first checkpoint: what cannot be written fails now."""
-        self.signals.listen()
-        self._stopping = self._due = self._epoch_ends = False
+        self._listen(trainer)
+        self._stopping = self._due = False
         self._saved_at = time.monotonic()
         if self._random_to_restore is not None:
             random_states.restore(self._random_to_restore)
@@ -99,7 +100,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep what was trained until a failure between two steps."""
-        at_rest = self._between_steps and self._position == _position(trainer)
+        at_rest = self._between_steps and self._position == _position(trainer) and not _steps_are_done(trainer)
         if isinstance(exception, Exception) and at_rest and trainer.world_size == 1:
             self._save(trainer)
             rank_zero_info(f"{self.file} holds the state after step {trainer.global_step}.")
@@ -121,7 +122,7 @@ class LastCheckpoint(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         self._step_ends(trainer)
-        if not self._agree(trainer, self._asked or self._is_late(trainer)):
+        if _steps_are_done(trainer) or not self._agree(trainer, self._asked or self._is_late(trainer)):
             return
         self._stopping = self._agree(trainer, self._asked)
         if _validation_follows(trainer, batch_idx):
@@ -133,9 +134,7 @@ class LastCheckpoint(Checkpoint):
         """Save, and stop if any rank asks for it."""
         self._stopping = self._agree(trainer, self._asked)
         self._step_ends(trainer)
-        self._epoch_ends = True
         self._save_or_stop(trainer)
-        self._epoch_ends = False
 
     # Validation
 
@@ -192,8 +191,8 @@ class LastCheckpoint(Checkpoint):
         """Say where the loops stand so that Lightning goes on from there."""
         if self._random is not None:
             validate_anew(checkpoint)
-        elif self._epoch_ends and trainer.max_steps != -1:
-            begin_next_epoch(checkpoint)
+        elif epoch_ends(trainer):
+            go_on_after_epoch_end(trainer, checkpoint)
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._between_steps = False  # a checkpoint that cannot be written is not tried again
@@ -215,11 +214,16 @@ class LastCheckpoint(Checkpoint):
             f"{told} stopped the run after step {trainer.global_step}. {self.file} holds its state: call the same "
             "command again to go on."
         )
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        started_by_rank_zero = environment is not None and not environment.creates_processes_externally
-        raise Preempted(self.file, 0 if started_by_rank_zero and not trainer.is_global_zero else REQUEUE)
+        started_others = trainer.strategy.broadcast(isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher))
+        raise Preempted(self.file, 0 if started_others and trainer.local_rank else REQUEUE)
 
     # When to
+
+    def _listen(self, trainer: pl.Trainer) -> None:
+        self.signals.listen()
+        if trainer.received_sigterm:  # for which Lightning would end the run as if it were done, without a checkpoint
+            trainer._signal_connector.received_sigterm = False
+            self.signals.received = signal.SIGTERM
 
     @property
     def _asked(self) -> bool:
@@ -227,6 +231,8 @@ class LastCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         """In a validation."""
+        if _steps_are_done(trainer):
+            return
         self._stopping = self._agree(trainer, self._asked)
         if self._stopping:
             self._save_or_stop(trainer)
@@ -236,8 +242,8 @@ class LastCheckpoint(Checkpoint):
 
     def _is_complete(self, trainer: pl.Trainer) -> bool:
         """Whether nothing is left but to end, which no signal need hurry."""
-        last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-        return last_step or (self._epoch_ends and trainer.current_epoch + 1 == trainer.max_epochs)
+        last_epoch = epoch_ends(trainer) and trainer.current_epoch + 1 == trainer.max_epochs
+        return _steps_are_done(trainer) or last_epoch
 
     def _is_late(self, trainer: pl.Trainer) -> bool:
         if self.every_minutes is None or not trainer.is_global_zero:
@@ -254,6 +260,11 @@ class LastCheckpoint(Checkpoint):
         """The least of the ranks' numbers of batches: up to it they can agree after each."""
         least = torch.tensor(float(number), device=trainer.strategy.root_device)
         return float(trainer.strategy.reduce(least, reduce_op="min"))
+
+
+def _steps_are_done(trainer: pl.Trainer) -> bool:
+    """Whether ``max_steps`` are. Until the epoch's end is done too, only a checkpoint of before does that again."""
+    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
 def _position(trainer: pl.Trainer) -> Any:

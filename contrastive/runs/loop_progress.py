@@ -1,9 +1,11 @@
-"""Where a checkpoint says that Lightning's loops stand, put so that a resumed run does all that was left, and once.
+"""Where Lightning's loops stand, put so in a checkpoint that a resumed run does all that was left, and once.
 
 Tried with Lightning 2.6: at two moments what it writes by itself makes it leave a validation or an epoch out.
 """
 
 from typing import Any
+
+import pytorch_lightning as pl
 
 
 def validate_anew(checkpoint: dict[str, Any]) -> None:
@@ -16,15 +18,32 @@ def validate_anew(checkpoint: dict[str, Any]) -> None:
         counts.update(ready=1, started=1, processed=0, completed=0)
 
 
-def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
-    """Of a checkpoint of a run by ``max_steps`` written when an epoch ended: the next one is begun.
+def epoch_ends(trainer: pl.Trainer) -> bool:
+    """Whether the hooks ``on_train_epoch_end`` are being called."""
+    counts: Any = trainer.fit_loop.epoch_progress.current  # whose type says less than it has
+    return bool(counts.processed > counts.completed)
 
-    By itself, Lightning takes the run for one that stopped inside of an epoch, and counts one too many.
+
+def epoch_is_whole(trainer: pl.Trainer) -> bool:
+    """Whether the batch that was trained on last is its epoch's last; ``max_steps`` may end one before."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def go_on_after_epoch_end(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Of a checkpoint written when an epoch ends: the next one is begun, or what is left of this one done.
+
+    By itself, Lightning takes a run by ``max_steps`` for one that stopped inside of an epoch, and counts one too many;
+    and an epoch that was cut short for one that is whole.
     """
-    loops = checkpoint["loops"]["fit_loop"]
+    loops, whole = checkpoint["loops"]["fit_loop"], epoch_is_whole(trainer)
+    if whole and trainer.max_steps == -1:
+        return
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     for counts in (epochs["total"], epochs["current"]):
-        counts["completed"] = counts["processed"]
+        if whole:
+            counts["completed"] = counts["processed"]
+        else:
+            counts["processed"] = counts["completed"]
     for counts in (batches["total"], batches["current"]):  # as if it stood at the end of its last batch
         counts["completed"] = counts["processed"] - 1
     batches["is_last_batch"] = False

@@ -11,7 +11,7 @@ from tests.drills.process import Ended, Process
 from tests.drills.trace import Line, read
 from tests.drills.trainee import Options, train
 
-HAPPENS = ("kill", "kill_by", "kill_group", "tell", "tell_rank", "pause")
+HAPPENS = ("kill", "kill_by", "kill_group", "tell", "tell_rank", "pause", "linger")
 SECONDS = 150  # for a training that takes two; on a busy machine a process may take a minute to start
 
 

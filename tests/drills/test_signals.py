@@ -100,6 +100,7 @@ def test_a_signal_to_ranks_of_a_command(
     drill: Drill, tmp_path: Path, references: References, number: signal.Signals, to: int, phase: str
 ) -> None:
     options = replace(PHASES[phase], folder=tmp_path, method="moco", ranks=2, alone=True, batch_size=4, minutes=1e6)
+    options = replace(options, linger=0.0 if to else 6.0)  # Lightning looks every 5 seconds whether a rank has failed
     notes = faults(options, stopped(options, number, to, launched=True), references)
     told = f"{number.name} to {'all' if to == EVERYONE else to} in {phase}"
     drill.trial(lost=bool(notes), note=f"{told}: {'; '.join(notes)}")

@@ -25,7 +25,7 @@ from contrastive.callbacks import KNNProbe, LinearProbe
 from contrastive.data import ImageFolders
 from contrastive.data.module import ImageData
 from contrastive.module import ContrastiveModule
-from contrastive.runs import Continuity, FiniteLoss, LastCheckpoint, WholeCheckpoints, newest
+from contrastive.runs import Continuity, FiniteLoss, LastCheckpoint, Preempted, WholeCheckpoints, newest
 from tests import tiny
 from tests.drills.trace import TraceWriter
 
@@ -63,6 +63,7 @@ class Options:
         tell: The moment at which to write ``at HOOK:N, PID`` and wait for a signal.
         tell_rank: The rank that does.
         pause: Seconds to wait then.
+        linger: Seconds for which the first rank does not end after a fit that was stopped.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Options:
     tell: str = ""
     tell_rank: int = 0
     pause: float = 0.4
+    linger: float = 0.0
 
     @property
     def checkpoints(self) -> Path:
@@ -135,7 +137,12 @@ def train(options: Options) -> pl.Trainer:
     module, data = module_of(options), data_of(options)
     trainer = trainer_of(options, module, data)
     print(f"rank {trainer.global_rank} is {os.getpid()}", flush=True)
-    trainer.fit(module, data, ckpt_path=newest(options.checkpoints).path, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=newest(options.checkpoints).path, weights_only=True)
+    except Preempted:
+        if trainer.is_global_zero:
+            time.sleep(options.linger)
+        raise
     return trainer
 
 
