@@ -19,15 +19,29 @@ from contrastive.cli import main
 from contrastive.module import ContrastiveModule
 from contrastive.optim import adamw_cosine
 from contrastive.recipes.recipe import FoldersInMemory
+from contrastive.runs.lock import LOCK
 from contrastive.runs.signals import REQUEUE, Preempted
 from contrastive.runs.training import fit
 from tests import tiny
-from tests.drills.process import Ended, started
+from tests.drills.process import Ended, run, started
 from tests.shell import draw_images
 
 # 25 steps an epoch, of which every tenth is logged.
 OPTIONS = "--batch-size 2 --width 4 --max-epochs 2"
 INTERRUPTED = 130
+
+# A fit that kills itself where a function was to write a file, or to put one that is written in its place.
+KILLED_IN = """
+import os, signal, sys
+from contrastive.cli import main
+from contrastive.runs import disk
+def kill(file, *rest):
+    file.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+*owner, name = sys.argv[1].split(".")
+setattr(disk.Path if owner else disk, name, kill)
+main(sys.argv[2:])
+"""
 
 pytestmark = [
     pytest.mark.filterwarnings("default::contrastive.runs.continuity.ContinuityWarning"),
@@ -192,11 +206,27 @@ def test_a_run_of_another_recipe_is_refused(words: str, copied: Path, capsys: py
     assert (copied / "run.json").read_text() == before
 
 
-def test_a_folder_of_other_files_is_refused(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "thesis.tex").touch()
+@pytest.mark.parametrize("name", ["thesis.tex", "film.12.part", "run.json.old.part"])
+def test_a_folder_of_other_files_is_refused(
+    name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).touch()
     assert main(f"{words} --run-dir {tmp_path}".split()) == 1
     assert f"error: {tmp_path} is not empty, and a run keeps its folder to itself." in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_before_its_record_is_there_can_be_called_again(words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for function in ("Path.write_bytes", "put"):  # of the first file in a folder, and of run.json
+        command = ["python", "-c", KILLED_IN, function, *words.split(), "--run-dir", folder]
+        end = run(command, tmp_path / "output", seconds=120)
+        assert end.code == -signal.SIGKILL, end.stderr
+        assert {file.name for file in folder.iterdir()} - {LOCK}
+    assert main(f"{words} --run-dir {folder}".split()) == 0
+    assert not [*folder.glob("*.part")]
+    assert [attempt["status"] for attempt in record(folder)["attempts"]] == ["finished"]
 
 
 def test_a_torn_checkpoint_is_skipped_and_said_and_the_rows_of_the_older_one_are_kept(

@@ -101,6 +101,7 @@ def _hold(folder: RunFolder, name: str) -> Iterator[None]:
     check_writable(folder.path, "--run-dir")
     with only_process_in(folder.path):
         check_free(folder.path, name)  # another process may have come first, and be gone
+        folder.sweep()
         yield
 
 

@@ -3,9 +3,11 @@
 import errno
 import os
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 UNFINISHED = ".part"
+TRIAL = "trial"  # what is written to see whether anything can be
 
 
 def write_text(file: Path, text: str) -> None:
@@ -25,6 +27,12 @@ def write_text(file: Path, text: str) -> None:
 def unfinished_name(file: Path) -> Path:
     """Beside the file, since only within a file system is one put in place at once; of this process alone."""
     return file.with_name(f"{file.name}.{os.getpid()}{UNFINISHED}")
+
+
+def halves_of(file: Path) -> list[Path]:
+    """What processes that were killed while they wrote the file have left beside it; one may still be writing."""
+    halves = file.parent.glob(f"{escape(file.name)}.*{UNFINISHED}")
+    return [half for half in halves if half.name[len(file.name) + 1 : -len(UNFINISHED)].isdigit()]
 
 
 def put(unfinished: Path, file: Path) -> None:
@@ -63,11 +71,11 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         OSError: It cannot be made, or not be written to.
     """
-    trial = folder / f"trial-{os.getpid()}"
+    trial = unfinished_name(folder / TRIAL)
     try:
         make_folder(folder)
         trial.write_bytes(b"")
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # whoever holds the folder may have swept it
     except OSError as error:
         raise OSError(
             f"Nothing can be written to {folder}: {error}. Make it writable, or name another with {option}."

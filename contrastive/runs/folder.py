@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive.runs.disk import check_writable, write_text
+from contrastive.runs.disk import TRIAL, check_writable, halves_of, write_text
 from contrastive.runs.environment import commit, hardware, versions
 from contrastive.runs.lock import LOCK
 from contrastive.runs.signature import JSON
@@ -64,6 +64,17 @@ class RunFolder:
     def finetuned_weights(self, number: int) -> Path:
         """The fine-tuned network of the entry ``number`` of that list, from 1."""
         return self.path / f"finetuned-{number}.safetensors"
+
+    @property
+    def halves(self) -> list[Path]:
+        """What killed processes have left of files that nothing but a fit writes here."""
+        files = (self.record_file, self.metrics_file, self.path / TRIAL)
+        return [half for file in files for half in halves_of(file)]
+
+    def sweep(self) -> None:
+        """Delete these; for the process that holds the folder."""
+        for half in self.halves:
+            half.unlink(missing_ok=True)  # a trial's own process may be quicker
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` says.
@@ -183,7 +194,7 @@ def check_free(path: Path, recipe: str) -> None:
                 f"{path} holds a run of recipe {other}, not of {recipe}, and a run keeps its folder to itself. Name a "
                 "new folder with --run-dir."
             )
-    elif path.exists() and any(one.name != LOCK for one in path.iterdir()):
+    elif path.exists() and {*path.iterdir()} - {path / LOCK, *folder.halves}:
         raise FileExistsError(
             f"{path} is not empty, and a run keeps its folder to itself. Name a new folder with --run-dir."
         )
