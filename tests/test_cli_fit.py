@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,7 @@ from torch import Tensor
 from contrastive import SimCLR
 from contrastive.augmentations import simclr_views
 from contrastive.cli import main
-from contrastive.module import ContrastiveModule
 from contrastive.optim import adamw_cosine
-from contrastive.recipes.recipe import FoldersInMemory
 from contrastive.runs.lock import LOCK
 from contrastive.runs.signals import REQUEUE, Preempted
 from contrastive.runs.training import fit
@@ -315,20 +314,45 @@ def test_an_interrupt_is_listened_to_again_after_a_fit_that_one_ended() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("moment", ["images are read", "the fit begins"])
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_before_the_first_step_ends_with_75_too(
-    moment: str, sent: signal.Signals, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def send(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), sent)
+MOMENTS = {
+    "images are read": (signal.SIGTERM, "contrastive.recipes.recipe.FoldersInMemory.__init__"),
+    "the folder is taken": (signal.SIGUSR1, "contrastive.commands.fit.only_process_in"),
+    "checkpoints are read": (signal.SIGTERM, "contrastive.runs.load.newest"),
+    "the run is said to have begun": (signal.SIGUSR1, "contrastive.commands.fit.train"),
+    "the fit begins": (signal.SIGTERM, "contrastive.module.ContrastiveModule.on_fit_start"),
+}
 
-    if moment == "images are read":
-        monkeypatch.setattr(FoldersInMemory, "__init__", send)
-    else:
-        monkeypatch.setattr(ContrastiveModule, "on_fit_start", send)
+
+@pytest.fixture
+def harmless() -> Iterator[None]:
+    """Signals do nothing to this process where nobody listens."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("harmless")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_before_the_first_step_ends_with_75_too(
+    moment: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, place = MOMENTS[moment]
+    monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), sent))
     before = signal.getsignal(sent)
     assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == REQUEUE
     assert signal.getsignal(sent) == before
     monkeypatch.undo()
+    assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == 0
+
+
+@pytest.mark.usefixtures("harmless")
+def test_a_signal_once_all_is_trained_does_not_ask_to_be_called_again(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("contrastive.commands.fit.save_curves", send)
     assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == 0

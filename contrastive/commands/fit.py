@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
@@ -52,35 +52,35 @@ def fit(name: str, words: Sequence[str]) -> None:
     if run_dir is not None:
         rank_zero_only(check_free)(run_dir, name)  # and not after reading images for minutes
     arguments = to_json(values)
-    with preempted_at_once():
-        recipe = build(name, arguments)
-        _announce(name, recipe)
-        data = recipe.open_data()
-    # Only the first rank makes a folder, and the others write nothing.
-    folder = RunFolder(run_dir or rank_zero_only(new_folder)(name) or Path("runs", name))
-    trainer = trainer_of(
-        recipe,
-        data,
-        folder,
-        name=name,
-        arguments=arguments,
-        skip_non_finite=skip_non_finite,
-        callbacks=[RunProgress(console)],
-    )
-    # The first rank writes to the folder; where Lightning starts the others, it does so when the first one holds it.
-    with _hold(folder, name) if trainer.is_global_zero else nullcontext():
-        found = newest_of(folder)  # the same for all ranks: none writes before all have begun
-        _begin(folder, name, arguments, found)
-        try:
-            with preempted_at_once():  # until LastCheckpoint listens
+    with ExitStack() as until_the_end:
+        with preempted_at_once():  # while LastCheckpoint does not listen
+            recipe = build(name, arguments)
+            _announce(name, recipe)
+            data = recipe.open_data()
+            # Only the first rank makes a folder, and the others write nothing.
+            folder = RunFolder(run_dir or rank_zero_only(new_folder)(name) or Path("runs", name))
+            trainer = trainer_of(
+                recipe,
+                data,
+                folder,
+                name=name,
+                arguments=arguments,
+                skip_non_finite=skip_non_finite,
+                callbacks=[RunProgress(console)],
+            )
+            if trainer.is_global_zero:  # where Lightning starts the others, it does so when this one holds the folder
+                until_the_end.enter_context(_hold(folder, name))
+            try:
+                found = newest_of(folder)  # the same for all ranks: none writes before all have begun
+                _begin(folder, name, arguments, found)
                 train(trainer, recipe, data, folder, found.path)
-        except (Preempted, KeyboardInterrupt):
-            _tell(f"To go on: {_command(name, words, folder)}")
-            raise
-        except Exception as error:  # whatever it is goes on to the shell's border; here is only said how to go on
-            if trainer.global_step and not isinstance(error, ContinuityError):
-                _tell(f"To go on, once the cause is removed: {_command(name, words, folder)}")
-            raise
+            except (Preempted, KeyboardInterrupt):
+                _tell(f"To go on: {_command(name, words, folder)}")
+                raise
+            except Exception as error:  # whatever it is goes on to the shell's border; here is only said how to go on
+                if trainer.global_step and not isinstance(error, ContinuityError):
+                    _tell(f"To go on, once the cause is removed: {_command(name, words, folder)}")
+                raise
         if trainer.is_global_zero:
             _finish(name, recipe, data, folder)
 
