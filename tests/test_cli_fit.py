@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from contrastive import SimCLR
 from contrastive.augmentations import simclr_views
 from contrastive.cli import main
 from contrastive.optim import adamw_cosine
+from contrastive.runs.folder import RunFolder
 from contrastive.runs.lock import LOCK
 from contrastive.runs.signals import REQUEUE, Preempted
 from contrastive.runs.training import fit
@@ -356,3 +358,23 @@ def test_a_signal_once_all_is_trained_does_not_ask_to_be_called_again(
 
     monkeypatch.setattr("contrastive.commands.fit.save_curves", send)
     assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == 0
+
+
+def test_a_rank_that_does_not_know_the_new_folder_takes_no_other_run_for_it(
+    words: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, Path("runs", "simclr_resnet18_cifar10"))
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as Lightning starts it
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    begun: list[tuple[Path, Path | None]] = []
+
+    def begin(trainer: object, recipe: object, data: object, folder: RunFolder, checkpoint: Path | None) -> None:
+        begun.append((folder.path, checkpoint))
+
+    monkeypatch.setattr("contrastive.commands.fit.train", begin)
+    assert main([*words.split(), "--devices", "2"]) == 0
+    ((folder, checkpoint),) = begun
+    assert checkpoint is None
+    assert not folder.exists()  # and whatever an error says of it is about no other run
+    assert [path.name for path in Path("runs").iterdir()] == ["simclr_resnet18_cifar10"]

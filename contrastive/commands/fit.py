@@ -57,8 +57,8 @@ def fit(name: str, words: Sequence[str]) -> None:
             recipe = build(name, arguments)
             _announce(name, recipe)
             data = recipe.open_data()
-            # Only the first rank makes a folder, and the others write nothing.
-            folder = RunFolder(run_dir or rank_zero_only(new_folder)(name) or Path("runs", name))
+            # Only the first rank makes a folder and writes to it; the others do not learn what it is called.
+            folder = RunFolder(run_dir or rank_zero_only(new_folder)(name) or Path("runs", f"{name}-*"))
             trainer = trainer_of(
                 recipe,
                 data,
@@ -71,7 +71,8 @@ def fit(name: str, words: Sequence[str]) -> None:
             if trainer.is_global_zero:  # where Lightning starts the others, it does so when this one holds the folder
                 until_the_end.enter_context(_hold(folder, name))
             try:
-                found = newest_of(folder)  # the same for all ranks: none writes before all have begun
+                # The same for all ranks: none writes before all have begun, and a new folder holds nothing.
+                found = Newest(None, {}) if run_dir is None else newest_of(folder)
                 _begin(folder, name, arguments, found)
                 train(trainer, recipe, data, folder, found.path)
             except (Preempted, KeyboardInterrupt):
