@@ -83,6 +83,17 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
 
 
+def scores(folder: Path) -> list[tuple[Any, ...]]:
+    """What ``evaluation.json`` says of the encoder, and of what there is without it, but for the clock."""
+    said = json.loads((folder / "evaluation.json").read_text())
+    return [
+        (one["encoder"], data["num_train"], data["num_test"], result["protocol"], result["mean"])
+        for one in (said, *said["baselines"])
+        for data in one["data_sets"]
+        for result in data["results"]
+    ]
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
@@ -358,6 +369,18 @@ def test_a_signal_once_all_is_trained_does_not_ask_to_be_called_again(
 
     monkeypatch.setattr("contrastive.commands.fit.save_curves", send)
     assert main(f"{words} --run-dir {tmp_path / 'run'}".split()) == 0
+
+
+@pytest.mark.slow
+def test_of_several_ranks_the_first_scores_all_images_alone_once_they_are_trained(tmp_path: Path) -> None:
+    small = "--max-epochs 1 --num-train 100 --num-test 51 --batch-size 16 --width 4"
+    folder, alone = tmp_path / "run", tmp_path / "alone"
+    fit_on_two = f"fit demo {small} --devices 2 --run-dir {folder}"
+    end = run(["python", "-m", "contrastive", *fit_on_two.split()], tmp_path / "output", seconds=120)
+    assert end.code == 0, end.stderr
+    assert main(f"evaluate {folder} --baselines --no-cache --output {alone}".split()) == 0
+    assert scores(folder) == scores(alone)
+    assert len(scores(folder)) == 4 * 3  # encoders by protocols
 
 
 def test_a_rank_that_does_not_know_the_new_folder_takes_no_other_run_for_it(

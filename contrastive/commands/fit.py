@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrastive import recipes
@@ -82,6 +83,8 @@ def fit(name: str, words: Sequence[str]) -> None:
                 if trainer.global_step and not isinstance(error, ContinuityError):
                     _tell(f"To go on, once the cause is removed: {_command(name, words, folder)}")
                 raise
+        if dist.is_available() and dist.is_initialized():  # still: the first rank would go on with its share of images
+            dist.destroy_process_group()
         if trainer.is_global_zero:
             _finish(name, recipe, data, folder)
 
@@ -146,7 +149,7 @@ def _command(name: str, words: Sequence[str], folder: RunFolder) -> str:
 
 
 def _finish(name: str, recipe: Recipe, data: ImageData, folder: RunFolder) -> None:
-    """Pictures, the table where it is cheap, where things lie, and what to try next."""
+    """Pictures, the table where it is cheap, where things lie, and what to try next; for one process alone."""
     save_curves(folder.metrics_file, folder.curves_picture, title=f"{name}: training")
     title = f"{name}: images, and the views of them that it trains on"
     batch = next(iter(data.train_dataloader()))
