@@ -17,7 +17,6 @@ from typing import IO, Any, NamedTuple, cast
 
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
-from pytorch_lightning.strategies import Strategy
 
 from contrastive.runs import safe_load
 from contrastive.runs.disk import UNFINISHED, check_writable, make_folder, put, sync, unfinished_name, write_text
@@ -90,7 +89,8 @@ class WholeCheckpoints(CheckpointIO):
             OSError: The address does not answer, or falls silent, or the disk has no room for what it has.
             ValueError: ``weights_only=False`` was asked for.
         """
-        _never_unsafe(weights_only)
+        if weights_only is False:
+            raise ValueError("weights_only=False would run code that a checkpoint may hold, which is never done here.")
         if str(path).startswith(safe_load.ADDRESSES):
             with tempfile.TemporaryFile() as copy:
                 safe_load.fetch(str(path), copy)
@@ -160,36 +160,6 @@ def check_whole(file: Path) -> None:
         raise CheckpointError(f"{file} cannot be read as a checkpoint: {damage}. It is torn, was altered, or is none.")
 
 
-def check_reads(strategy: Strategy) -> None:
-    """Have a strategy that reads checkpoints itself, around ``WholeCheckpoints``, check them as that does.
-
-    Those for sharded weights do (Lightning 2.6), on every rank. No hook is told what they will read before they do, so
-    it is their ``load_checkpoint`` that checks, from now on. Of one file it raises what that of ``WholeCheckpoints``
-    does; a folder of parts or an address is a ``FileNotFoundError``.
-
-    Args:
-        strategy: A trainer's, of any kind.
-    """
-    read = strategy.load_checkpoint
-    if type(strategy).load_checkpoint is Strategy.load_checkpoint or "load_checkpoint" in vars(strategy):
-        return
-
-    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        _never_unsafe(weights_only)
-        path = strategy.broadcast(checkpoint_path)  # the first rank's is what all read
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"There is no checkpoint file at {path}. With {type(strategy).__name__}, give the path of one local "
-                "file: an address is not read, and of a folder the parts would be unpickled unsafely."
-            )
-        check_whole(file)
-        safe_load.header(file)
-        return read(checkpoint_path, weights_only=True)  # None would ask the environment
-
-    vars(strategy)["load_checkpoint"] = load_checkpoint
-
-
 def keep_as(file: Path, name: str) -> None:
     """Give a checkpoint a second name beside it, in place of what had that name, before it is overwritten itself."""
     other = file.with_name(name)
@@ -221,11 +191,6 @@ def prepare(folder: Path) -> list[Path]:
     for orphan in orphans:
         orphan.unlink()
     return orphans
-
-
-def _never_unsafe(weights_only: bool | None) -> None:
-    if weights_only is False:
-        raise ValueError("weights_only=False would run code that a checkpoint may hold, which is never done here.")
 
 
 # Writing

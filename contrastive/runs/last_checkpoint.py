@@ -9,11 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_info
 
 from contrastive.runs import random_states
-from contrastive.runs.checkpoints import WholeCheckpoints, keep_as, prepare
+from contrastive.runs.checkpoints import WholeCheckpoints, check_whole, keep_as, prepare
 from contrastive.runs.loop_progress import epoch_ends, go_on_after_epoch_end, validate_anew
 from contrastive.runs.signals import REQUEUE, Preempted, StopSignals
 
@@ -42,6 +41,7 @@ class LastCheckpoint(Checkpoint):
     Raises:
         TypeError: The trainer does not write by ``WholeCheckpoints``. When a fit begins.
         OSError: The folder cannot be written to. When a fit begins.
+        CheckpointError: The checkpoint to go on from was altered. When a fit begins.
     """
 
     def __init__(self, folder: str | Path, *, every_minutes: float | None = 10.0) -> None:
@@ -84,6 +84,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random states, or write the first checkpoint: what cannot be written fails now."""
         self._listen(trainer)
+        if trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup:
+            check_whole(Path(trainer.ckpt_path))  # strategies of sharded weights have read it around WholeCheckpoints
         self._stopping = self._due = False
         self._saved_at = time.monotonic()
         if self._random_to_restore is not None:
@@ -214,7 +216,7 @@ class LastCheckpoint(Checkpoint):
             f"{told} stopped the run after step {trainer.global_step}. {self.file} holds its state: call the same "
             "command again to go on."
         )
-        started_others = trainer.strategy.broadcast(isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher))
+        started_others = trainer.strategy.broadcast(bool(getattr(trainer.strategy.launcher, "procs", [])))
         raise Preempted(self.file, 0 if started_others and trainer.local_rank else REQUEUE)
 
     # When to
