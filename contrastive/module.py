@@ -151,7 +151,7 @@ class ContrastiveModule(pl.LightningModule):
         if self.device_mesh is None:
             optimizer.register_step_post_hook(after_step)
         else:
-            register_step_post_hook(optimizer, after_step)
+            register_step_post_hook(optimizer, after_step, lambda: self.global_step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -87,30 +87,28 @@ def sharded_as(parameter: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
-def register_step_post_hook(optimizer: Optimizer, hook: Callable[..., None]) -> None:
+def register_step_post_hook(optimizer: Optimizer, hook: Callable[..., None], num_steps: Callable[[], int]) -> None:
     """Have a hook called after each step, but for the one by which torch makes an optimizer's state.
 
-    To write a checkpoint before the first step, or to read one, torch takes a step at rate 0 with gradients of 0. What
-    that leaves in the state, a count and momenta of the weight decay, is set to 0 again: no later step sees it.
+    To write a checkpoint before the first step, or to read one, torch takes a step at rate 0 with gradients of 0. That
+    leaves a count, and momenta of the weight decay; so the run's first step begins without any state.
 
     Args:
         optimizer: Of sharded parameters.
         hook: Called with the optimizer, and the arguments of its step.
+        num_steps: How many steps the run has taken.
     """
-    makes_state = False
+    had_state = False
 
     def before(optimizer: Optimizer, *_: Any) -> None:
-        nonlocal makes_state
-        makes_state = not optimizer.state and _moves_nothing(optimizer)
+        nonlocal had_state
+        if num_steps() == 0:
+            optimizer.state.clear()
+        had_state = bool(optimizer.state)
 
     def after(optimizer: Optimizer, *arguments: Any) -> None:
-        if not makes_state:
+        if had_state or not _moves_nothing(optimizer):  # gradients are there now: the step may have made them
             hook(optimizer, *arguments)
-            return
-        for state in optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)

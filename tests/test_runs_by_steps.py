@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from contrastive.runs import Continuity, LastCheckpoint, Preempted, WholeCheckpoints
-from tests.test_runs_last_checkpoint import Signals, trained
+from tests.test_runs_last_checkpoint import Signals, assert_equal, trained
 
 
 def test_a_run_by_steps_without_validation_goes_on_from_an_epochs_end(tmp_path: Path) -> None:
@@ -50,26 +50,40 @@ class BreaksOnce(pl.Callback):
             raise OSError("the disk is gone")
 
 
-def test_the_last_validation_of_a_run_by_steps_is_done_again_if_it_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("minutes", [None, 1e-9])
+def test_the_last_validation_of_a_run_by_steps_is_done_again_if_it_failed(minutes: Any, tmp_path: Path) -> None:
     again, by_steps = Signals(), {"max_epochs": -1, "max_steps": 8, "limit_val_batches": 1.0}
     with pytest.raises(OSError, match="the disk is gone"):
-        trained(tmp_path, [BreaksOnce(), LastCheckpoint(tmp_path, every_minutes=1e-9)], **by_steps)
-    trained(tmp_path, [again, LastCheckpoint(tmp_path, every_minutes=1e-9)], **by_steps)
+        trained(tmp_path, [BreaksOnce(), LastCheckpoint(tmp_path, every_minutes=minutes)], **by_steps)
+    trained(tmp_path, [again, LastCheckpoint(tmp_path, every_minutes=minutes)], **by_steps)
     assert again.validated == [1]
     assert len(again.steps) == 1  # the last one, before which the newest checkpoint was written
 
 
-class Saves(pl.Callback):
-    """Counts checkpoints."""
+def test_a_signal_stops_the_last_validation_of_a_run_by_steps_which_is_then_done_again(tmp_path: Path) -> None:
+    sent, again, by_steps = Signals("on_validation_batch_start", 1), Signals(), {"max_epochs": -1, "max_steps": 4}
+    with pytest.raises(Preempted):
+        trained(tmp_path, [sent, LastCheckpoint(tmp_path)], limit_val_batches=1.0, **by_steps)
+    assert sent.validated == []
+    trained(tmp_path, [again, LastCheckpoint(tmp_path)], limit_val_batches=1.0, **by_steps)
+    assert again.validated == [0]
+    assert again.steps == sent.steps[3:]
 
-    saved = 0
 
-    def on_save_checkpoint(self, *_: Any) -> None:
-        self.saved += 1
+class StopsInside(pl.Callback):
+    """Ends the run in the middle of an accumulation of 2 batches."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = trainer.should_stop or batch_idx == 2
 
 
-def test_a_signal_in_the_last_validation_of_a_run_by_steps_lets_it_end(tmp_path: Path) -> None:
-    sent, saves = Signals("on_validation_batch_start", 1), Saves()
-    trained(tmp_path, [sent, saves, LastCheckpoint(tmp_path)], max_epochs=-1, max_steps=4, limit_val_batches=1.0)
-    assert sent.validated == [0]
-    assert saves.saved == 2  # before the first step, and at the end
+def test_a_run_that_somebody_ends_inside_of_a_step_goes_on_before_that_step(tmp_path: Path) -> None:
+    whole, again, halves = Signals(), Signals(), {"max_epochs": 1, "accumulate_grad_batches": 2}
+    pl.seed_everything(0, verbose=False)
+    trained(tmp_path / "whole", [whole, LastCheckpoint(tmp_path / "whole")], **halves)
+    pl.seed_everything(0, verbose=False)
+    trained(tmp_path, [StopsInside(), LastCheckpoint(tmp_path, every_minutes=1e-9)], **halves)
+    trained(tmp_path, [again, LastCheckpoint(tmp_path)], **halves)
+    assert again.steps == whole.steps[2:]
+    ends = [WholeCheckpoints().load_checkpoint(folder / "last.ckpt") for folder in (tmp_path, tmp_path / "whole")]
+    assert_equal(ends[0]["state_dict"], ends[1]["state_dict"])

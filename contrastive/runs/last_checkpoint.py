@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from contrastive.runs import random_states
 from contrastive.runs.checkpoints import WholeCheckpoints, check_whole, keep_as, prepare
-from contrastive.runs.loop_progress import epoch_ends, go_on_after_epoch_end, validate_anew
+from contrastive.runs.loop_progress import epochs_ahead, go_on_after_epoch_end, validate_anew
 from contrastive.runs.signals import REQUEUE, Preempted, StopSignals
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -25,7 +25,8 @@ class LastCheckpoint(Checkpoint):
     ``Trainer(plugins=[WholeCheckpoints()], callbacks=[..., LastCheckpoint("run/checkpoints")])``, and to go on,
     ``trainer.fit(module, data, ckpt_path=newest("run/checkpoints").path)``. The one before stays as ``previous.ckpt``.
 
-    - Only between two optimizer steps, after all other callbacks. A validation cut short is done again, all of it.
+    - Only between two optimizer steps, after all other callbacks. A validation cut short is done again, all of it; so
+      the last one of a run by ``max_steps``, from a checkpoint written before the last step.
     - SIGTERM, SIGUSR1 or SIGINT to any rank stops all of them after the batch that each is at, in training, in
       validation and while a probe reads its bank: the checkpoint is written and ``Preempted`` raised. What takes long
       inside of one batch, or is a solver, is waited for; a second SIGINT waits for nothing. Ranks agree by one number
@@ -55,6 +56,7 @@ class LastCheckpoint(Checkpoint):
         self._position: Any = None  # of the loaders when the last step ended
         self._due = False  # a checkpoint, once the validation that follows has begun
         self._stopping = False
+        self._ahead = 0  # epochs, as Lightning counts them, within one
         self._random: dict[str, Any] | None = None  # of this rank when the validation began
         self._random_to_restore: Any = None
 
@@ -87,6 +89,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup:
             check_whole(Path(trainer.ckpt_path))  # strategies of sharded weights have read it around WholeCheckpoints
         self._stopping = self._due = False
+        self._ahead = epochs_ahead(trainer)
         self._saved_at = time.monotonic()
         if self._random_to_restore is not None:
             random_states.restore(self._random_to_restore)
@@ -133,7 +136,9 @@ class LastCheckpoint(Checkpoint):
             self._save_or_stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, and stop if any rank asks for it."""
+        """Save, and stop if any rank asks for it; but nothing where somebody has ended the epoch inside of a step."""
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
         self._stopping = self._agree(trainer, self._asked)
         self._step_ends(trainer)
         self._save_or_stop(trainer)
@@ -193,7 +198,7 @@ class LastCheckpoint(Checkpoint):
         """Say where the loops stand so that Lightning goes on from there."""
         if self._random is not None:
             validate_anew(checkpoint)
-        elif epoch_ends(trainer):
+        elif self._epoch_ends(trainer):
             go_on_after_epoch_end(trainer, checkpoint)
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -208,13 +213,15 @@ class LastCheckpoint(Checkpoint):
 
     def _save_or_stop(self, trainer: pl.Trainer) -> None:
         self._save(trainer)
-        if not self._stopping or self._is_complete(trainer):
-            return
+        if self._stopping and not self._is_complete(trainer):
+            self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
         received = self.signals.received
         told = "A signal to another rank" if received is None else received.name
         rank_zero_info(
-            f"{told} stopped the run after step {trainer.global_step}. {self.file} holds its state: call the same "
-            "command again to go on."
+            f"{told} stopped the run after step {trainer.global_step}. Call the same command again to go on from "
+            f"{self.file}."
         )
         started_others = trainer.strategy.broadcast(bool(getattr(trainer.strategy.launcher, "procs", [])))
         raise Preempted(self.file, 0 if started_others and trainer.local_rank else REQUEUE)
@@ -233,21 +240,27 @@ class LastCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         """In a validation."""
-        if _steps_are_done(trainer):
-            return
         self._stopping = self._agree(trainer, self._asked)
-        if self._stopping:
-            self._save_or_stop(trainer)
+        if not self._stopping:
+            return
+        if not _steps_are_done(trainer):
+            self._save(trainer)
+        self._stop(trainer)
 
     def _step_ends(self, trainer: pl.Trainer) -> None:
         self._between_steps, self._position = True, _position(trainer)
 
     def _is_complete(self, trainer: pl.Trainer) -> bool:
         """Whether nothing is left but to end, which no signal need hurry."""
-        last_epoch = epoch_ends(trainer) and trainer.current_epoch + 1 == trainer.max_epochs
+        last_epoch = self._epoch_ends(trainer) and trainer.current_epoch + 1 == trainer.max_epochs
         return _steps_are_done(trainer) or last_epoch
 
+    def _epoch_ends(self, trainer: pl.Trainer) -> bool:
+        return epochs_ahead(trainer) > self._ahead
+
     def _is_late(self, trainer: pl.Trainer) -> bool:
+        if trainer.global_step == trainer.max_steps - 1:  # from here the last validation can be done again
+            return True
         if self.every_minutes is None or not trainer.is_global_zero:
             return False
         return time.monotonic() - self._saved_at > 60 * self.every_minutes
@@ -265,7 +278,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def _steps_are_done(trainer: pl.Trainer) -> bool:
-    """Whether ``max_steps`` are. Until the epoch's end is done too, only a checkpoint of before does that again."""
+    """Whether ``max_steps`` are: Lightning does nothing more from a checkpoint of then, be there a validation left."""
     return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 

@@ -1,6 +1,7 @@
 """Where Lightning's loops stand, put so in a checkpoint that a resumed run does all that was left, and once.
 
-Tried with Lightning 2.6: at two moments what it writes by itself makes it leave a validation or an epoch out.
+Tried with Lightning 2.6: at some moments what it writes by itself makes it leave out a validation, an epoch or the rest
+of one. Exact for loaders that know their length.
 """
 
 from typing import Any
@@ -18,10 +19,10 @@ def validate_anew(checkpoint: dict[str, Any]) -> None:
         counts.update(ready=1, started=1, processed=0, completed=0)
 
 
-def epoch_ends(trainer: pl.Trainer) -> bool:
-    """Whether the hooks ``on_train_epoch_end`` are being called."""
+def epochs_ahead(trainer: pl.Trainer) -> int:
+    """One more while the hooks ``on_train_epoch_end`` are called than before; what it was before, Lightning decides."""
     counts: Any = trainer.fit_loop.epoch_progress.current  # whose type says less than it has
-    return bool(counts.processed > counts.completed)
+    return int(counts.processed - counts.completed)
 
 
 def epoch_is_whole(trainer: pl.Trainer) -> bool:

@@ -17,7 +17,7 @@ REQUEUE = 75  # the exit code that says: call me again (EX_TEMPFAIL of sysexits.
 class Preempted(SystemExit):
     """A signal stopped the run, and it can go on; the process ends with code 75 unless this is caught.
 
-    Ranks that the first one has started itself end with 0: Lightning kills the first one should one of them fail.
+    From ``LastCheckpoint``, ranks that the first one has started end with 0: Lightning kills it if one of them fails.
 
     Attributes:
         file: The checkpoint that was written; None before the first step, when there was nothing to write.
