@@ -30,6 +30,7 @@ Appends a row for each part to ``benchmarks/results/bench_probes.jsonl``.
 import argparse
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -261,7 +262,7 @@ def times_as_fast(contender: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     seconds, beside = contender["seconds"], contender["beside_ours"]
     if seconds == beside:
         return ""
-    rounds_of_their_own = "" if beside == ours["seconds"] else f", beside ours in {figure(beside, '.3g')} s"
+    rounds_of_their_own = "" if beside == ours["seconds"] else f", beside ours of {statistics.median(beside):.3g} s"
     return times_as_much(seconds, beside) + rounds_of_their_own
 
 

@@ -139,7 +139,7 @@ def bench_runs_table(rows: Rows) -> str:
             ]
         )
     header = ["on", "what", "step, plain", "step, protected", "ratio of a round", "ratio of processor time"]
-    return _markdown([*header, "within protections, % of a step", "a checkpoint"], lines)
+    return _markdown([*header, "of which within protections", "a checkpoint"], lines)
 
 
 METHODS = "methods"
