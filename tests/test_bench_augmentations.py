@@ -257,7 +257,7 @@ def test_the_table_of_speeds_has_the_sizes_of_one_thread_side_by_side_and_gpus_b
         "",
         "| on | who | 32 px, pairs/s | over Kornia |",
         "| --- | --- | --- | --- |",
-        "| NVIDIA H200 | triton | 40,000 (1 run), host 0.50 ms (1 run) | 400 (400 to 400) |",
+        "| NVIDIA H200 | triton | 40,000 (1 run), host 0.50 ms (1 run) | 400 (1 round) |",
         "| NVIDIA H200 | kornia, slice | 100 (1 run) | 1 |",
     ]
 
