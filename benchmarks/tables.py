@@ -139,7 +139,7 @@ def bench_runs_table(rows: Rows) -> str:
             ]
         )
     header = ["on", "what", "step, plain", "step, protected", "ratio of a round", "ratio of processor time"]
-    return _markdown([*header, "of which within protections", "a checkpoint"], lines)
+    return _markdown([*header, "share of a step within protections", "a checkpoint"], lines)
 
 
 METHODS = "methods"

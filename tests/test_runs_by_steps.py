@@ -1,5 +1,6 @@
 """Runs by ``max_steps``, which may end inside of an epoch: nothing that is left is left out, or done twice."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ def test_a_run_by_steps_goes_on_from_any_callbacks_checkpoint_of_an_epochs_end(t
     (tmp_path / "epochs" / "epoch=0.ckpt").rename(tmp_path / "epoch.ckpt")
     trained(tmp_path, [rest, each_epoch, LastCheckpoint(tmp_path)], **by_steps)
     assert rest.steps == whole.steps[4:]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_what_goes_on_from_a_checkpoint_of_lightning_alone_can_be_stopped_inside_an_epoch(tmp_path: Path) -> None:
+    by_steps: dict[str, Any] = {"max_epochs": -1, "max_steps": 12}
+    each_epoch = ModelCheckpoint(tmp_path / "epochs", "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trained(tmp_path, [each_epoch], **by_steps)  # its count of epochs, which nobody has put right, stays one ahead
+    whole, first, second = Signals(), Signals("on_train_batch_start", 2), Signals()
+    for folder in ("whole", "stopped"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / "epochs" / "epoch=0.ckpt", tmp_path / folder / "epoch.ckpt")
+    trained(tmp_path / "whole", [each_epoch, whole, LastCheckpoint(tmp_path / "whole")], **by_steps)
+    with pytest.raises(Preempted):
+        trained(tmp_path / "stopped", [each_epoch, first, LastCheckpoint(tmp_path / "stopped")], **by_steps)
+    trained(tmp_path / "stopped", [each_epoch, second, LastCheckpoint(tmp_path / "stopped")], **by_steps)
+    assert first.steps + second.steps == whole.steps
 
 
 class BreaksOnce(pl.Callback):
